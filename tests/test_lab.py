@@ -1,0 +1,94 @@
+"""In a real JupyterLab: run-all ends without an error, and every slider moves its figure.
+
+Asked for by RMKIT_BROWSER_TESTS=1, since the notebooks train models for minutes; RMKIT_SCREENSHOTS=FOLDER
+keeps a picture of every slider after its move.
+"""
+
+import os
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from tests.lab_driver import SLIDERS, lab, missing, move_slider, run_all
+from tests.notebook_tool import METADATA, ROOT
+
+NOTEBOOKS = [name for name in ("00_start_here", "03_training") if (ROOT / f"notebooks/{name}.ipynb").exists()]
+
+ASKED = os.environ.get("RMKIT_BROWSER_TESTS") == "1"
+REASON = missing() if ASKED else "browser tests take minutes: set RMKIT_BROWSER_TESTS=1"
+pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
+
+SLIDER = """
+import io
+import ipywidgets
+from matplotlib.figure import Figure
+
+def draw(change=None):
+    figure = Figure(figsize=(3, 2))
+    figure.subplots().bar([0, 1], [9, HEIGHT])
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    image.value = file.getvalue()
+
+slider = ipywidgets.IntSlider(START, 0, 9, description="height")
+image = ipywidgets.Image()
+OBSERVE
+draw()
+ipywidgets.VBox([slider, image])
+"""
+
+
+@pytest.fixture(scope="class")
+def scratch_page(tmp_path_factory):
+    """A Lab with small notebooks: a slider that works, stands still or draws the same; a cell that raises."""
+    folder = tmp_path_factory.mktemp("scratch")
+
+    def store(name, *sources):
+        cells = [new_code_cell(text, execution_count=1) for text in sources]  # as if it had been run before
+        nbformat.write(new_notebook(cells=cells, metadata=METADATA), folder / f"{name}.ipynb")
+
+    def slider(height="slider.value", start="3", observe='slider.observe(draw, "value")'):
+        return SLIDER.replace("HEIGHT", height).replace("START", start).replace("OBSERVE", observe)
+
+    store("works", slider(), slider(start="9"), "1 + 1")
+    store("stands_still", slider(observe=""))
+    store("draws_the_same", slider(height="4"))
+    store("raises", "1 + 1", "import time; time.sleep(2)\nraise ValueError('planted')", "2 + 2")
+    with lab(folder) as page:
+        yield page
+
+
+class TestDriver:
+    """The driver itself, in one Lab."""
+
+    def test_moves_sliders(self, scratch_page):
+        run_all(scratch_page, "works.ipynb")
+        handles = scratch_page.locator(SLIDERS).all()
+        assert [move_slider(scratch_page, handle) for handle in handles] == [("3.0", "4.0"), ("9.0", "8.0")]
+
+    @pytest.mark.parametrize(
+        ("name", "finding"), [("stands_still", "no new figure"), ("draws_the_same", "looks like the old one")]
+    )
+    def test_notices_a_slider_that_does_nothing(self, scratch_page, name, finding):
+        run_all(scratch_page, f"{name}.ipynb")
+        with pytest.raises(AssertionError, match=finding):
+            move_slider(scratch_page, scratch_page.locator(SLIDERS).first, seconds=5)
+
+    @pytest.mark.parametrize(("name", "finding"), [("raises", "planted"), ("absent", "there is no absent")])
+    def test_notices_a_run_that_fails(self, scratch_page, name, finding):
+        with pytest.raises(AssertionError, match=finding):
+            run_all(scratch_page, f"{name}.ipynb")
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_every_slider_moves_its_figure(name):
+    with lab(ROOT / "notebooks") as page:
+        run_all(page, f"{name}.ipynb")
+        handles = page.locator(SLIDERS).all()
+        assert handles, "a lesson has something to drag"
+        for i, handle in enumerate(handles):
+            move_slider(page, handle)
+            if folder := os.environ.get("RMKIT_SCREENSHOTS"):
+                page.screenshot(path=Path(folder) / f"{name}-{i}.png")
