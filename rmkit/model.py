@@ -71,6 +71,13 @@ class RewardModel(nn.Module):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Rewards [B, K]; 0 where a preference has fewer than K completions."""
+        pooled = self.pooled(batch)
+        with torch.autocast(self.device.type, enabled=False):  # bf16 rewards between 4 and 8 are 0.03 apart: false ties
+            rewards = self.head(self.dropout(pooled)).squeeze(-1)  # (B, K)
+        return rewards.masked_fill(batch.ranks < 0, 0.0)
+
+    def pooled(self, batch: Batch) -> torch.Tensor:
+        """What the head reads: one hidden state a completion, [B, K, H] in fp32."""
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             hidden = self.body(
                 input_ids=batch.input_ids,
@@ -78,12 +85,7 @@ class RewardModel(nn.Module):
                 position_ids=batch.position_ids,
                 use_cache=False,
             ).last_hidden_state  # (N, T, H)
-        pooled = POOLINGS[self.settings["pooling"]](hidden, batch)  # (B, K, H)
-        with torch.autocast(
-            self.device.type, enabled=False
-        ):  # bf16 rewards between 4 and 8 are 0.03 apart: invented ties
-            rewards = self.head(self.dropout(pooled.float())).squeeze(-1)  # (B, K)
-        return rewards.masked_fill(batch.ranks < 0, 0.0)
+        return POOLINGS[self.settings["pooling"]](hidden, batch).float()
 
     def encode(self, preferences: Sequence[Preference]) -> list[Encoded]:
         return [encode(p, self.tokenizer, self.body.config.max_position_embeddings) for p in preferences]

@@ -141,11 +141,8 @@ def move_slider(page, handle, seconds: float = 60) -> tuple[str, str]:
     figure = output.locator("img").first
     handle.scroll_into_view_if_needed()
     figure.wait_for()
-    before, source, pixels = (
-        handle.get_attribute("aria-valuenow"),
-        figure.get_attribute("src"),
-        figure.screenshot(),
-    )
+    before, pixels = handle.get_attribute("aria-valuenow"), figure.screenshot()
+    source = figure.get_attribute("src")
     handle.focus()
     page.keyboard.press("ArrowLeft" if before == handle.get_attribute("aria-valuemax") else "ArrowRight")
     try:

@@ -20,23 +20,23 @@ ASKED = os.environ.get("RMKIT_BROWSER_TESTS") == "1"
 REASON = missing() if ASKED else "browser tests take minutes: set RMKIT_BROWSER_TESTS=1"
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
 
-SLIDER = """
+SHOW = """
 import io
 import ipywidgets
 from matplotlib.figure import Figure
 
-def draw(change=None):
-    figure = Figure(figsize=(3, 2))
-    figure.subplots().bar([0, 1], [9, HEIGHT])
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    image.value = file.getvalue()
+def show(start, height=lambda value: value, live=True):
+    def draw(change=None):
+        figure, file = Figure(figsize=(3, 2)), io.BytesIO()
+        figure.subplots().bar([0, 1], [9, height(slider.value)])
+        figure.savefig(file, metadata={"Title": str(slider.value)})  # new bytes, even if the picture is the same
+        image.value = file.getvalue()
 
-slider = ipywidgets.IntSlider(START, 0, 9, description="height")
-image = ipywidgets.Image()
-OBSERVE
-draw()
-ipywidgets.VBox([slider, image])
+    slider, image = ipywidgets.IntSlider(start, 0, 9, description="height"), ipywidgets.Image()
+    draw()
+    if live:
+        slider.observe(draw, "value")
+    return ipywidgets.VBox([slider, image])
 """
 
 
@@ -44,18 +44,15 @@ ipywidgets.VBox([slider, image])
 def scratch_page(tmp_path_factory):
     """A Lab with small notebooks: a slider that works, stands still or draws the same; a cell that raises."""
     folder = tmp_path_factory.mktemp("scratch")
-
-    def store(name, *sources):
+    notebooks = {
+        "works": [SHOW, "show(3)", "show(9)", "1 + 1"],
+        "stands_still": [SHOW, "show(3, live=False)"],
+        "draws_the_same": [SHOW, "show(3, height=lambda value: 4)"],
+        "raises": ["import time\ntime.sleep(2)", "raise ValueError('planted')", "2 + 2"],
+    }
+    for name, sources in notebooks.items():
         cells = [new_code_cell(text, execution_count=1) for text in sources]  # as if it had been run before
         nbformat.write(new_notebook(cells=cells, metadata=METADATA), folder / f"{name}.ipynb")
-
-    def slider(height="slider.value", start="3", observe='slider.observe(draw, "value")'):
-        return SLIDER.replace("HEIGHT", height).replace("START", start).replace("OBSERVE", observe)
-
-    store("works", slider(), slider(start="9"), "1 + 1")
-    store("stands_still", slider(observe=""))
-    store("draws_the_same", slider(height="4"))
-    store("raises", "1 + 1", "import time; time.sleep(2)\nraise ValueError('planted')", "2 + 2")
     with lab(folder) as page:
         yield page
 

@@ -130,6 +130,7 @@ def test_run_stores_a_notebook_that_passes_lint(tmp_path, capsys):
     assert nb.metadata == notebook_tool.METADATA
     assert [output.text for output in nb.cells[0].outputs] == ["a\nb\n"]
     assert len(nb.cells) == 2, "the cell that measures the cost was stored"
+    assert nb.cells[1].outputs[0].data[notebook_tool.WIDGET].model_id == f"{1:032x}", "differs at every run"
     assert "s wall" in capsys.readouterr().out
 
 

@@ -1,0 +1,33 @@
+"""What the tests share: the default backbone, a tiny one, and a machine that looks the same to every developer."""
+
+import pytest
+import torch
+
+from rmkit import load_backbone
+from tests.tiny import make_tiny_backbone
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_machine():
+    """No RMKIT_BACKBONE of the developer's, and no GPU: tolerances here are those of fp32 on a CPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RMKIT_BACKBONE", raising=False)
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The default backbone with its real weights, fetched once. Shared by all tests: do not change it."""
+    return load_backbone("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    return make_tiny_backbone(tmp_path_factory.mktemp("backbones") / "tiny")
+
+
+@pytest.fixture
+def tiny(tiny_folder):
+    """A fresh tiny backbone, to change at will."""
+    return load_backbone(str(tiny_folder))
