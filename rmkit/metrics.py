@@ -49,4 +49,4 @@ def wilson_interval(successes: float, trials: int, z: float = 1.959964) -> tuple
     share, shrink = successes / trials, 1 + z**2 / trials
     centre = (share + z**2 / (2 * trials)) / shrink
     half = z / shrink * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))  # rounding may cross the share

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from rmkit.backbones import Backbone, autocast_dtype
 from rmkit.batching import Batch, Encoded, collate, encode
-from rmkit.preferences import Preference
+from rmkit.preferences import Preference, PreferenceError
 
 LORA_RANK = 8
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -28,7 +28,8 @@ SETTINGS = "rmkit.json"
 class RewardModel(nn.Module):
     """A backbone's body with a scalar head: `model(batch)` gives rewards [B, K] in fp32.
 
-    backbone: from `load_backbone()`. Its body is used, not copied: what trains, trains there.
+    backbone: from `load_backbone()`. Its body is used, not copied: what trains, trains there, so one body serves
+        one model at a time. Load the backbone again for another.
     pooling: `"last"`, the hidden state of the end-of-turn token that closes the completion, or `"mean"`,
         the mean over the completion's tokens.
     head: `"linear"` (H → 1, without bias, which no comparison could see) or `"mlp"` (H → H → 1).
@@ -57,6 +58,8 @@ class RewardModel(nn.Module):
         self.backbone_name, self.revision = backbone.name, backbone.revision
         self.tokenizer, self.autocast = backbone.tokenizer, backbone.autocast
         self.body = backbone.model.base_model
+        if any(isinstance(module, LoraLayer) for module in self.body.modules()):
+            raise ValueError("this backbone has LoRA adapters of an earlier model: load it again")
         hidden = self.body.config.hidden_size
         self.dropout = nn.Dropout(dropout)
         last = nn.Linear(hidden, 1, bias=False)
@@ -88,7 +91,16 @@ class RewardModel(nn.Module):
         return POOLINGS[self.settings["pooling"]](hidden, batch).float()
 
     def encode(self, preferences: Sequence[Preference]) -> list[Encoded]:
-        return [encode(p, self.tokenizer, self.body.config.max_position_embeddings) for p in preferences]
+        """Token ids of all preferences. Raises PreferenceError with every one that cannot be encoded, by its index."""
+        encoded, problems = [], []
+        for i, preference in enumerate(preferences):
+            try:
+                encoded.append(encode(preference, self.tokenizer, self.body.config.max_position_embeddings))
+            except ValueError as error:
+                problems.append(f"preference {i}: {error}")
+        if problems:
+            raise PreferenceError(problems)
+        return encoded
 
     def collate(self, encoded: Sequence[Encoded]) -> Batch:
         return collate(encoded, self.tokenizer.pad_token_id).to(self.device)
@@ -114,9 +126,9 @@ class RewardModel(nn.Module):
             raise TypeError("completions is a list of texts: for a single one, pass [text]")
         if not completions:
             return torch.zeros(0)
-        filled = [*completions, *completions][: max(2, len(completions))]  # a Preference compares at least two
-        encoded = self.encode([Preference(prompt, tuple(filled), tuple(range(len(filled))))])
-        return self.rewards(encoded)[0, : len(completions)]
+        rows = [completions[i : i + 2] for i in range(0, len(completions), 2)]
+        pairs = [Preference(prompt, (row[0], row[-1])) for row in rows]  # an odd last one beside itself
+        return self.rewards(pairs).flatten()[: len(completions)]
 
     def trainable_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
@@ -124,7 +136,8 @@ class RewardModel(nn.Module):
     def save(self, folder: str | Path) -> Path:
         """Write body, head, tokenizer and settings to a folder, as safetensors. LoRA adapters are merged in.
 
-        The linear head is `score.weight` and the body `model.*`, as in transformers' sequence classifiers.
+        With last-token pooling, the linear head is `score.weight` and the body `model.*`, as in transformers'
+        sequence classifiers.
         The folder appears whole or not at all; one that is already there is replaced if it is a reward model.
         """
         folder = Path(folder)
@@ -135,7 +148,8 @@ class RewardModel(nn.Module):
             new = Path(work) / "new"
             new.mkdir()
             head = {f"head.{k}": v for k, v in self.head.state_dict().items()}
-            if self.settings["head"] == "linear":
+            exportable = self.settings["head"] == "linear" and self.settings["pooling"] == "last"
+            if exportable:  # transformers would read another token of the others, and not say so
                 head = {"score.weight": head["head.weight"]}
             weights = {f"model.{k}": v for k, v in _merged(self.body).items()} | head
             save_file(
@@ -145,15 +159,21 @@ class RewardModel(nn.Module):
             )
             config = copy.deepcopy(self.body.config)
             config.num_labels, config.problem_type = 1, "regression"
-            if self.settings["head"] == "linear" and self.settings["pooling"] == "last":
+            if exportable:
                 config.architectures = [type(self.body).__name__.replace("Model", "ForSequenceClassification")]
             config.save_pretrained(new)
             self.tokenizer.save_pretrained(new)
             settings = self.settings | {"backbone": self.backbone_name, "revision": self.revision}
             (new / SETTINGS).write_text(json.dumps(settings, indent=1))
+            old = Path(work) / "old"
             if folder.exists():
-                folder.rename(Path(work) / "old")
-            new.rename(folder)
+                folder.rename(old)
+            try:
+                new.rename(folder)
+            except BaseException:  # leaving `with` would delete the old model too
+                if old.exists():
+                    old.rename(folder)
+                raise
         return folder
 
     @classmethod
@@ -190,8 +210,8 @@ def pool_last(hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
 
 def pool_mean(hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
     """hidden [N, T, H] → [B, K, H], the mean over each completion's tokens."""
-    mask = batch.completion_masks().to(hidden.dtype)  # (N, S, T)
-    mean = mask @ hidden / mask.sum(-1, keepdim=True).clamp(min=1)  # (N, S, H)
+    mask = batch.completion_masks().float()  # (N, S, T)
+    mean = mask @ hidden.float() / mask.sum(-1, keepdim=True).clamp(min=1)  # (N, S, H), where no bf16 sum can round
     return mean[batch.row, batch.slot - 1]
 
 

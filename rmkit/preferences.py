@@ -12,6 +12,8 @@ from pathlib import Path
 
 import datasets
 
+from rmkit.backbones import first_line
+
 DATA = Path(__file__).resolve().parent.parent / "data"
 SHOWN_PROBLEMS = 20
 
@@ -56,7 +58,7 @@ class Preference:
         if self.ranks[0] != 0 or any(b - a not in (0, 1) for a, b in pairwise(self.ranks)):
             raise ValueError(f"ranks start at 0 and rise by 0 or 1, best completion first: got {self.ranks}")
         if not self.group:
-            object.__setattr__(self, "group", " ".join(self.prompt.split()))
+            object.__setattr__(self, "group", _same_prompt(self.prompt))
 
     @property
     def chosen(self) -> str:
@@ -109,14 +111,14 @@ def split_preferences(
     """Split into (train, validation), by group within each domain, the same way for the same seed.
 
     A group, and with it a prompt, is never on both sides; every domain gives as near to the share
-    `validation` of its preferences as its groups allow. Raises ValueError where a side would be empty.
+    `validation` of its preferences as its groups allow, and makes up for the domains before it. Raises ValueError where a side would be empty.
     """
     if not 0 < validation < 1:
         raise ValueError(f"validation is a share of the data, between 0 and 1: got {validation}")
     group_of, domain_of = {}, {}  # of a prompt, of a group
     domains: dict[str, dict[str, list[Preference]]] = defaultdict(lambda: defaultdict(list))
     for preference in preferences:
-        prompt, group = " ".join(preference.prompt.split()).casefold(), preference.group
+        prompt, group = _same_prompt(preference.prompt), preference.group
         if group_of.setdefault(prompt, group) != group:
             raise ValueError(
                 f"the prompt {preference.prompt!r} is in two groups, {group_of[prompt]!r} and {group!r}: it could leak"
@@ -124,18 +126,25 @@ def split_preferences(
         domains[domain_of.setdefault(group, preference.domain)][group].append(preference)
     rng = random.Random(seed)
     held_out: set[str] = set()
+    owed = 0.0  # what a domain could not give, because its groups are too large, the next ones give
     for _, groups in sorted(domains.items()):
-        wanted, taken = validation * sum(map(len, groups.values())), 0
+        wanted, taken = validation * sum(map(len, groups.values())) + owed, 0
         for group in rng.sample(sorted(groups), len(groups)):
             if abs(taken + len(groups[group]) - wanted) < abs(taken - wanted):
                 held_out.add(group)
                 taken += len(groups[group])
+        owed = wanted - taken
     sides = [p for p in preferences if p.group not in held_out], [p for p in preferences if p.group in held_out]
     if not all(sides):
         raise ValueError(
             f"{len(preferences)} preferences in too few groups to hold out {validation:.0%}: one side would be empty"
         )
     return sides
+
+
+def _same_prompt(prompt: str) -> str:
+    """What two spellings of one prompt have in common."""
+    return " ".join(prompt.split()).casefold()
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict | str]]:
@@ -160,7 +169,7 @@ def _hub_rows(name: str, split: str) -> Iterator[tuple[str, dict]]:
         table = datasets.load_dataset(name, split=split)
     except Exception as error:
         raise FileNotFoundError(
-            f"{name!r} is no file here, and the hub gave no data set of that name and split {split!r}: {str(error).splitlines()[0]}"
+            f"{name!r} is no file here, and the hub gave no data set of that name and split {split!r}: {first_line(error)}"
         ) from None
     return ((f"{name}[{split}] row {i}", row) for i, row in enumerate(table))
 
@@ -174,10 +183,12 @@ def _faults(row: dict) -> list[str]:
             faults.append(f"{field}: is {_kind(row[field])}, not text")
         elif not row[field].strip():
             faults.append(f"{field}: is empty")
+        elif any("\ud800" <= character <= "\udfff" for character in row[field]):
+            faults.append(f"{field}: holds half of a surrogate pair, which no tokenizer reads")
     for field in ("domain", "group"):
-        if not isinstance(row.get(field) or "", str):
+        if row.get(field) is not None and not isinstance(row[field], str):
             faults.append(f"{field}: is {_kind(row[field])}, not text")
-    if not isinstance(row.get("tie") or False, bool):
+    if row.get("tie") is not None and not isinstance(row["tie"], bool):
         faults.append(f"tie: is {_kind(row['tie'])}, not true or false")
     margin = row.get("margin")
     if margin is not None and (

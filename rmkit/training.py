@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import math
 import random
 import threading
@@ -25,15 +28,18 @@ from rmkit.preferences import Preference
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
+REMEDY = "Try, in this order: a learning rate ten times lower; a longer warm-up; a smaller max_grad_norm; and read these rows."
+
+
 class NonFiniteLoss(RuntimeError):
-    """The loss, or its gradient, is no longer a number. The weights are those before the step that failed."""
+    """The loss, its gradient or a held-out reward is no longer a number. A step that failed has not touched the weights."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """How to train. The comments give the range that published recipes use; ValueError outside what can work."""
 
-    learning_rate: float = 1e-5  # 5e-6 … 5e-5 for a whole model, 1e-4 for LoRA, up to 1e-2 for a head alone
+    learning_rate: float = 1e-5  # 5e-6 … 5e-5 for a whole model, 1e-4 … 1e-3 for LoRA, up to 1e-2 for a head alone
     batch_size: int = 8  # preferences a step; 32 … 128 where there is data and memory for it
     micro_batch_size: int = 8  # preferences at a time in memory; the gradient does not depend on it
     epochs: int = 1  # 1 … 3
@@ -42,7 +48,9 @@ class TrainConfig:
     weight_decay: float = 0.01  # 0.01 … 0.1, on matrices only
     max_grad_norm: float = 1.0
     eval_every: int | None = None  # steps between validations, 500 … 1000 on large data; None: once an epoch
-    patience: int | None = 3  # stop after so many validations without a better accuracy: 2 … 3; None: never
+    patience: int | None = (
+        3  # stop after so many validations without a better accuracy (its loss may still fall): 2 … 3; None: never
+    )
     seed: int = 0
 
     def __post_init__(self):
@@ -50,6 +58,8 @@ class TrainConfig:
             if not holds:
                 raise ValueError(f"TrainConfig.{name} is {getattr(self, name)!r}; it wants {wanted}")
 
+        for name in ("learning_rate", "warmup_ratio", "weight_decay", "max_grad_norm"):
+            check(name, isinstance(getattr(self, name), (int, float)), "a number")
         check("learning_rate", 0 < self.learning_rate < 1, "a number between 0 and 1, such as 1e-5")
         for name in ("batch_size", "micro_batch_size", "epochs"):
             check(name, _is_count(getattr(self, name)), "a whole number from 1 up")
@@ -117,13 +127,15 @@ def fit(
     steps_an_epoch = math.ceil(len(train) / config.batch_size)
     total = config.max_steps or steps_an_epoch * config.epochs
     accelerator = Accelerator(cpu=model.device.type == "cpu")
+    if accelerator.num_processes > 1:
+        raise NotImplementedError("fit trains in one process; start it without `accelerate launch`")
     model, optimizer = accelerator.prepare(model, make_optimizer(model, config))
     batches = draw_batches(len(train), config)
     history, best = History(), _Best(config.patience)
     with _PeakMemory(model.device) as memory, tqdm(total=total, desc="training", unit="step", mininterval=1) as bar:
         for step in range(total + 1):
             if step % (config.eval_every or steps_an_epoch) == 0 or step == total:
-                record = validate(model, validation_encoded, loss, config.micro_batch_size)
+                record = validate(model, validation_encoded, loss, config.micro_batch_size, step)
                 history.validations.append({"step": step, **record})
                 if best.is_enough(step, record, model) or step == total:
                     break
@@ -168,9 +180,17 @@ def draw_batches(n: int, config: TrainConfig) -> Iterator[list[int]]:
 
 
 @torch.no_grad()
-def validate(model: RewardModel, encoded: Sequence[Encoded], loss: Loss, batch_size: int) -> dict:
-    """Loss (nats, mean over preferences) and ranking accuracy with its 95 % interval."""
+def validate(model: RewardModel, encoded: Sequence[Encoded], loss: Loss, batch_size: int, step: int = 0) -> dict:
+    """Loss (nats, mean over preferences) and ranking accuracy with its 95 % interval.
+
+    Raises NonFiniteLoss where a reward is not a number, which the weights after `step` are to blame for.
+    """
     ranks, rewards = ranks_tensor(encoded), model.rewards(encoded, batch_size)
+    if not torch.isfinite(rewards).all():
+        bad = (~torch.isfinite(rewards)).any(1).nonzero().flatten().tolist()
+        raise NonFiniteLoss(
+            f"after step {step}, the rewards of the validation preferences {bad} are not finite. {REMEDY}"
+        )
     accuracy = pairwise_accuracy(rewards, ranks)
     mean = loss(rewards, ranks).mean().item()
     return {
@@ -212,15 +232,15 @@ def _train_step(model, optimizer, accelerator, encoded, indices, loss, config, s
 
 
 def _batch_accuracy(scored: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
-    parts = [pairwise_accuracy(rewards, ranks) for rewards, ranks in scored]
-    return sum(p.value * p.pairs for p in parts) / sum(p.pairs for p in parts)
+    """Share of the step's pairs ranked right; nan where all of them are ties, which some losses learn from."""
+    parts = [pairwise_accuracy(rewards, ranks) for rewards, ranks in scored if (ranks > 0).any()]
+    return sum(p.value * p.pairs for p in parts) / sum(p.pairs for p in parts) if parts else math.nan
 
 
 def _advice(what: str, step: int, rows: list[int], optimizer) -> str:
     return (
         f"step {step}: the {what} of the training preferences {sorted(rows)} is not a finite number, at learning rate "
-        f"{optimizer.param_groups[0]['lr']:.1e}. The weights are those after step {step - 1}. Try, in this order: a learning rate ten "
-        "times lower; a longer warm-up; a smaller max_grad_norm; and read these rows."
+        f"{optimizer.param_groups[0]['lr']:.1e}. The weights are those after step {step - 1}. {REMEDY}"
     )
 
 
@@ -236,7 +256,9 @@ class _Best:
         self.waited = 0 if key[0] > self.key[0] else self.waited + 1
         if key > self.key:
             self.key, self.step = key, step
-            self.weights = {k: p.detach().to("cpu", copy=True) for k, p in model.named_parameters() if p.requires_grad}
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad:  # into the same memory every time: a second copy of a large model is dear
+                    self.weights.setdefault(name, torch.empty_like(parameter, device="cpu")).copy_(parameter.detach())
         return self.patience is not None and self.waited >= self.patience
 
     def restore(self, model: RewardModel) -> None:
@@ -254,14 +276,20 @@ class _PeakMemory:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
+            gc.collect()
+            with contextlib.suppress(
+                OSError, AttributeError, TypeError
+            ):  # glibc keeps what was freed: give it back, or it counts
+                ctypes.CDLL(None).malloc_trim(0)
             self._thread = threading.Thread(target=self._watch, daemon=True)
             self._thread.start()
         return self
 
     def _watch(self):
-        process = psutil.Process()
-        while not self._done.wait(0.05):
+        process, done = psutil.Process(), False
+        while not done:
             self.peak = max(self.peak, process.memory_info().rss)
+            done = self._done.wait(0.05)
 
     def __exit__(self, *_):
         if self.device.type == "cuda":

@@ -127,8 +127,10 @@ def test_only_the_chosen_answer_is_json(rows):
 
 def test_both_answers_say_the_same(rows, maker):
     """Protects: content cannot decide: both answers hold the same 2 or 3 facts of the topic, and no other."""
-    topics = {domain: {maker.bare(name): facts for name, facts in topics.items()}
-              for domain, topics in maker.read_topics().items()}
+    topics = {
+        domain: {maker.bare(name): facts for name, facts in topics.items()}
+        for domain, topics in maker.read_topics().items()
+    }
     for row in rows:
         known = {key: value for key, _, _, value in topics[row["domain"]][row["group"]]}
         stated = facts_of(row)
@@ -191,7 +193,7 @@ def test_forms_are_used_equally(rows, maker):
 def test_no_topic_repeats_a_form(rows):
     """Protects: the four pairs of a topic differ in shape, in style and in ask."""
     for start in range(0, len(rows), 4):
-        four = rows[start:start + 4]
+        four = rows[start : start + 4]
         assert len({row["group"] for row in four}) == 1
         for column in ("shape", "style", "prompt"):
             assert len({row[column] for row in four}) == 4

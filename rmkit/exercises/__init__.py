@@ -12,6 +12,7 @@ reference. A wrong answer is compared with the known wrong answers, and the one 
 
 from __future__ import annotations
 
+import copy
 import inspect
 import textwrap
 from collections.abc import Callable
@@ -23,13 +24,18 @@ import torch
 
 @dataclass(frozen=True)
 class Exercise:
-    """reference: the right function; cases: argument tuples to try; mistakes: what to say → a function that makes it."""
+    """One exercise: what is right, what is wrong and why, and how to find out.
+
+    cases: argument tuples to try. mistakes: what to say → a function that makes that mistake.
+    probe: how to try a function on a case; by default it is called, and what it returns is compared.
+    """
 
     reference: Callable
     cases: tuple[tuple, ...]
     mistakes: dict[str, Callable]
     hint: str
     reason: str  # why the solution is what it is
+    probe: Callable[[Callable, tuple], Any] = lambda function, case: function(*case)
 
 
 def exercise(function: Callable) -> Callable:
@@ -47,22 +53,32 @@ def exercise(function: Callable) -> Callable:
 
 def check(known: Exercise, function: Callable) -> str | None:
     """What is wrong with `function`, in one sentence, or None. NotImplementedError passes through."""
-    results = []
-    for case in known.cases:
+    results, wanted = [], _results(known, known.reference)
+    for case, want in zip(known.cases, wanted, strict=True):
         try:
-            results.append(function(*case))
+            got = known.probe(function, copy.deepcopy(case))  # which a learner's function may change in place
         except NotImplementedError:
             raise
         except Exception as error:  # the learner's code may raise anything; a lesson answers with a sentence
             return f"it raised {type(error).__name__} ({error}) for {_show(case)}."
-    wanted = [known.reference(*case) for case in known.cases]
+        if got is None:
+            return "it returned nothing: is the `return` missing?"
+        if isinstance(want, torch.Tensor) and want.requires_grad and not getattr(got, "requires_grad", False):
+            return (
+                "no gradient can flow through it: return the tensor itself, without .item(), .detach(), math or numpy."
+            )
+        results.append(got)
     if all(map(_same, results, wanted)):
         return None
     for message, mistake in known.mistakes.items():
-        if all(map(_same, results, [mistake(*case) for case in known.cases])):
+        if all(map(_same, results, _results(known, mistake))):
             return message
     case, got, want = next((c, g, w) for c, g, w in zip(known.cases, results, wanted, strict=True) if not _same(g, w))
     return f"for {_show(case)} it should give {_show(want)}, and gave {_show(got)}."
+
+
+def _results(known: Exercise, function: Callable) -> list:
+    return [known.probe(function, copy.deepcopy(case)) for case in known.cases]
 
 
 def hint(name: str) -> None:
@@ -86,16 +102,18 @@ def _find(name: str) -> Exercise:
 
 
 def _same(got: Any, want: Any) -> bool:
+    if isinstance(got, str) or isinstance(want, str):
+        return got is want or (type(got) is type(want) and got == want)
     try:
         got, want = torch.as_tensor(got, dtype=torch.float64), torch.as_tensor(want, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError):
         return False
-    return got.shape == want.shape and torch.allclose(got, want, rtol=1e-4, atol=1e-6, equal_nan=True)
+    return got.shape == want.shape and torch.allclose(got, want, rtol=1e-4, atol=1e-9, equal_nan=True)
 
 
 def _show(value: Any) -> str:
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return ", ".join(map(_show, value))
     if isinstance(value, torch.Tensor):
-        return str([round(v, 4) for v in value.flatten().tolist()] if value.ndim == 1 else value.tolist())
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+        return _show(value.item()) if value.ndim == 0 else f"[{_show(value.tolist())}]"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

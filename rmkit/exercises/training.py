@@ -10,6 +10,24 @@ def bradley_terry_loss(chosen, rejected):
     return -F.logsigmoid(chosen - rejected).mean()
 
 
+def learning_rate_at(step, total, warmup, peak):
+    return peak * min((step + 1) / (warmup + 1), (total - step) / (total - warmup))
+
+
+def training_step(model, optimizer, batch, max_grad_norm):
+    rewards = model(batch)  # (B, 2): chosen, rejected
+    loss = bradley_terry_loss(rewards[:, 0], rewards[:, 1])
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()
+
+
+def training_bytes(parameters, trainable):
+    return 4 * parameters + 12 * trainable
+
+
 def last_token_positions(attention_mask):
     return attention_mask.sum(dim=1) - 1
 
@@ -18,21 +36,61 @@ def ranking_accuracy(chosen, rejected):
     return ((chosen > rejected).float() + 0.5 * (chosen == rejected).float()).mean().item()
 
 
-def learning_rate_at(step, total, warmup, peak):
-    return peak * min((step + 1) / (warmup + 1), (total - step) / (total - warmup))
+class _ToyModel(torch.nn.Module):
+    """Two weights; `model(batch)` with batch [B, 2, 2] gives rewards [B, 2]."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([0.3, -0.2]))
+
+    def forward(self, batch):
+        return batch @ self.weight
 
 
-def training_bytes(parameters, trainable):
-    return 4 * parameters + 12 * trainable
+def _try_training_step(function, case):
+    """Three steps on the toy: the losses that were returned, and the weights that were left."""
+    model = _ToyModel()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    losses = [function(model, optimizer, *case) for _ in range(3)]
+    if None in losses:
+        return None
+    if any(isinstance(loss, torch.Tensor) for loss in losses):
+        return "tensors"
+    return torch.tensor([*losses, *model.weight.detach()])
 
 
-_REWARDS = (torch.tensor([2.0, 0.0, 1.0]), torch.tensor([0.0, 1.0, 1.0]))
-_FAR = (torch.tensor([-150.0, 3.0]), torch.tensor([0.0, 1.0]))
+def _step(swapped=False, clip=True, zero=True, order=("backward", "step"), item=True):
+    """A training step with faults to choose."""
+
+    def step(model, optimizer, batch, max_grad_norm):
+        rewards = model(batch)
+        loss = bradley_terry_loss(*(rewards.T.flip(0) if swapped else rewards.T))
+        for action in order:
+            if action == "backward":
+                loss.backward()
+                if clip:
+                    torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+            else:
+                optimizer.step()
+        if zero:
+            optimizer.zero_grad()
+        return loss.item() if item else loss
+
+    return step
+
+
+def _log_sigmoid(difference):
+    return torch.log(torch.sigmoid(difference))
+
+
+_PAIRS = (torch.tensor([2.0, 0.0, 1.0], requires_grad=True), torch.tensor([0.0, 1.0, 1.0]))
+_FAR = (torch.tensor([-150.0, 3.0], requires_grad=True), torch.tensor([0.0, 1.0]))
+_TOY_BATCH = (torch.tensor([[[1.0, 0.5], [0.2, 1.0]], [[2.0, -1.0], [-1.0, 0.5]]]), 0.5)
 
 EXERCISES = {
     "bradley_terry_loss": Exercise(
         reference=bradley_terry_loss,
-        cases=(_REWARDS, _FAR),
+        cases=(_PAIRS, _FAR),
         mistakes={
             "the arguments are swapped: the loss must fall when the chosen reward rises.": lambda c, r: (
                 -F.logsigmoid(r - c).mean()
@@ -40,75 +98,80 @@ EXERCISES = {
             "the minus sign is missing: a loss is what training makes smaller.": lambda c, r: F.logsigmoid(
                 c - r
             ).mean(),
-            "the mean over the pairs is missing: optimizers want one number.": lambda c, r: -F.logsigmoid(c - r),
+            "the mean over the pairs is missing: `backward` wants one number.": lambda c, r: -F.logsigmoid(c - r),
             "the pairs are added up, not averaged: the step would grow with the batch.": lambda c, r: (
                 -F.logsigmoid(c - r).sum()
             ),
-            "log(sigmoid(x)) is −inf where sigmoid(x) rounds to 0: use F.logsigmoid, which never takes that detour.": lambda c, r: (
-                -torch.log(torch.sigmoid(c - r)).mean()
+            "the mean is taken too early: average the losses of the pairs, not their differences.": lambda c, r: (
+                -F.logsigmoid((c - r).mean())
+            ),
+            "log(sigmoid(x)), or log(1 + exp(−x)), becomes infinite where exp overflows: F.logsigmoid never does.": lambda c, r: (
+                -_log_sigmoid(c - r).mean()
+            ),
+            "log(sigmoid(x)) becomes −∞ where exp overflows (use F.logsigmoid), and the mean is missing.": lambda c, r: (
+                -_log_sigmoid(c - r)
+            ),
+            "log(sigmoid(x)) becomes −∞ where exp overflows (use F.logsigmoid), and the minus sign is missing.": lambda c, r: (
+                _log_sigmoid(c - r).mean()
             ),
             "this is the probability that the chosen one wins, not its negative logarithm.": lambda c, r: torch.sigmoid(
                 c - r
             ).mean(),
+            "this is the probability of being wrong: the loss is a logarithm.": lambda c, r: torch.sigmoid(
+                r - c
+            ).mean(),
         },
         hint="Take the difference of the rewards, chosen first; the log of its sigmoid is one function, F.logsigmoid.",
         reason="The loss is the negative log-likelihood of what the annotator said, σ(r_chosen − r_rejected), averaged over "
-        "the pairs. logsigmoid computes −softplus(−x) and stays finite where sigmoid(x) has become 0.",
-    ),
-    "last_token_positions": Exercise(
-        reference=last_token_positions,
-        cases=((torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0]]),),),
-        mistakes={
-            "this is the number of tokens: positions count from 0, so the last one is one less.": lambda m: m.sum(
-                dim=1
-            ),
-            "this is the last position of the row, padding or not: the very bug of the lesson.": lambda m: torch.full(
-                (len(m),), m.shape[1] - 1
-            ),
-            "this is the first token: argmax finds the first of equal values.": lambda m: m.argmax(dim=1),
-            "the sum runs down the batch: sum along each row, dim=1.": lambda m: m.sum(dim=0) - 1,
-        },
-        hint="The mask holds a 1 for every token: how many are there in a row, and where does counting begin?",
-        reason="With padding on the right, a row of n tokens has them at positions 0 … n − 1. (rmkit reads the position off "
-        "the segments instead, which also holds when several completions share a row.)",
-    ),
-    "ranking_accuracy": Exercise(
-        reference=ranking_accuracy,
-        cases=(_REWARDS, (torch.zeros(4), torch.zeros(4))),
-        mistakes={
-            "equal rewards count as wrong: a model that says nothing then gets 0, not one half.": lambda c, r: (
-                (c > r).float().mean().item()
-            ),
-            "equal rewards count as right: a model that says nothing then gets 100 %.": lambda c, r: (
-                (c >= r).float().mean().item()
-            ),
-            "chosen and rejected are swapped.": lambda c, r: ranking_accuracy(r, c),
-            "this is the number of pairs that are right, not their share.": lambda c, r: (
-                ((c > r).float() + 0.5 * (c == r).float()).sum().item()
-            ),
-        },
-        hint="Count a pair as 1 where chosen > rejected, as ½ where they are equal, and average.",
-        reason="A coin would get half of the equal ones. Counting them as wrong punishes coarse scores, such as bf16's; "
-        "counting them as right rewards a model that gives everything the same score.",
+        "the pairs. logsigmoid computes −softplus(−x), which stays finite where log(sigmoid(x)) does not.",
     ),
     "learning_rate_at": Exercise(
         reference=learning_rate_at,
-        cases=tuple((step, 20, 4, 1e-5) for step in range(20)),
+        cases=tuple((step, 10, warmup, 1.0) for warmup in (3, 0, 1) for step in range(10)),
         mistakes={
-            "the first step has learning rate 0 and is wasted: rise by 1/(warmup + 1) from the very first step.": lambda s, t, w, p: (
-                p * min(s / w, (t - s) / (t - w))
+            "the first step has learning rate 0 and is wasted: begin at peak / (warmup + 1).": lambda s, t, w, p: (
+                p * min(s / w if w else 1, (t - s) / (t - w))
+            ),
+            "it rises too fast: with warmup + 1 in the denominator, step `warmup` is the one with the peak.": lambda s, t, w, p: (
+                p * min((s + 1) / w if w else 1, (t - s) / (t - w))
             ),
             "it rises and never falls: after the warm-up, go down in a straight line to 0 at `total`.": lambda s, t, w, p: (
                 p * min((s + 1) / (w + 1), 1)
             ),
             "it only falls: the warm-up is missing.": lambda s, t, w, p: p * (t - s) / t,
-            "this is the share of the peak, not the learning rate: multiply by `peak`.": lambda s, t, w, p: min(
-                (s + 1) / (w + 1), (t - s) / (t - w)
+            "the way down starts at step 0: it should start from the peak, at step `warmup`.": lambda s, t, w, p: (
+                p * min((s + 1) / (w + 1), (t - s) / t)
+            ),
+            "it reaches 0 one step early: the last step, total − 1, still has a small learning rate.": lambda s, t, w, p: (
+                p * min((s + 1) / (w + 1), (t - s - 1) / (t - w - 1))
+            ),
+            "the larger of the two lines was taken: the smaller one holds.": lambda s, t, w, p: (
+                p * max((s + 1) / (w + 1), (t - s) / (t - w))
             ),
         },
         hint="Two straight lines: (step + 1) / (warmup + 1) going up, (total − step) / (total − warmup) going down. Which holds when?",
-        reason="The smaller of the two lines is the up-going one before the end of the warm-up and the down-going one after "
-        "it. Adam's first updates are as long as the learning rate whatever the gradient's size, so it starts short.",
+        reason="The smaller of the two lines is the rising one before the end of the warm-up and the falling one after it.",
+    ),
+    "training_step": Exercise(
+        reference=training_step,
+        cases=(_TOY_BATCH,),
+        probe=_try_training_step,
+        mistakes={
+            "return loss.item(): the tensor would keep the whole computation alive.": _step(item=False),
+            "gradients add up from step to step: optimizer.zero_grad() is missing.": _step(zero=False),
+            "the columns are swapped: rewards[:, 0] are the chosen ones.": _step(swapped=True),
+            "the gradient is not clipped: torch.nn.utils.clip_grad_norm_, between backward and step.": _step(
+                clip=False
+            ),
+            "the gradient of this step is used in the next one: backward, then step.": _step(
+                order=("step", "backward"), zero=False
+            ),
+            "the weights never move: optimizer.step() is missing, or there is no gradient when it comes: it belongs after "
+            "backward and before zero_grad.": _step(order=("backward",)),
+        },
+        hint="Six lines: rewards, loss, backward, clip, step, zero_grad. The rewards have a column for chosen and one for rejected.",
+        reason="backward adds to what is in .grad, so someone has to empty it once a step; clipping must see the finished "
+        "gradient, and the step must see the clipped one.",
     ),
     "training_bytes": Exercise(
         reference=training_bytes,
@@ -117,14 +180,67 @@ EXERCISES = {
             "frozen parameters need no gradient and no Adam state: only `trainable` ones cost 12 bytes more.": lambda n, t: (
                 16 * n
             ),
-            "a number is missing: a trained parameter has a gradient and two Adam moments, 12 bytes.": lambda n, t: (
+            "the frozen weights are missing: every parameter takes 4 bytes, trained or not.": lambda n, t: 16 * t,
+            "trained weights are counted twice: they are among `parameters` already.": lambda n, t: 4 * n + 16 * t,
+            "a number is missing: a trained parameter has a gradient and two moments, 12 bytes.": lambda n, t: (
                 4 * n + 8 * t
             ),
+            "Adam's two moments are missing: 8 bytes for every trained parameter.": lambda n, t: 4 * n + 4 * t,
             "the weights themselves are missing: 4 bytes for each parameter, trained or not.": lambda n, t: 12 * t,
+            "these are numbers, not bytes: an fp32 number takes 4.": lambda n, t: n + 3 * t,
             "this is for 2-byte weights; here everything is fp32.": lambda n, t: 2 * n + 12 * t,
         },
         hint="Each fp32 number takes 4 bytes. A frozen parameter is one number; a trained one is four: which?",
         reason="A trained parameter is held as weight, gradient, and Adam's two moments: 16 bytes. A frozen one is a weight: "
         "4 bytes. Activations come on top, and grow with the tokens in a micro-batch.",
+    ),
+    "last_token_positions": Exercise(
+        reference=last_token_positions,
+        cases=((torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0]]),),),
+        mistakes={
+            "this is the number of tokens: positions count from 0, so the last one is one less.": lambda m: m.sum(
+                dim=1
+            ),
+            "this is the last position of the row, padding or not: the very bug of the section.": lambda m: torch.full(
+                (len(m),), m.shape[1] - 1
+            ),
+            "−1 is the last position of the row, padding or not: the very bug of the section.": lambda m: torch.full(
+                (len(m),), -1
+            ),
+            "this is the first token: argmax finds the first of equal values.": lambda m: m.argmax(dim=1),
+            "this looks for the first padding, which a full row does not have.": lambda m: m.argmin(dim=1) - 1,
+            "the sum runs down the batch: sum along each row, dim=1.": lambda m: m.sum(dim=0) - 1,
+            "the sum runs over the whole batch: sum along each row, dim=1.": lambda m: m.sum() - 1,
+            "one dimension too many: leave out keepdim.": lambda m: m.sum(dim=1, keepdim=True) - 1,
+        },
+        hint="The mask holds a 1 for every token: how many are there in a row, and where does counting begin?",
+        reason="With padding on the right, a row of n tokens has them at positions 0 … n − 1. (rmkit reads the position off "
+        "the segments instead, which also holds when several completions share a row.)",
+    ),
+    "ranking_accuracy": Exercise(
+        reference=ranking_accuracy,
+        cases=(
+            (torch.tensor([2.0, 0.0, 1.0, 3.0]), torch.tensor([0.0, 1.0, 1.0, 2.0])),
+            (torch.zeros(4), torch.zeros(4)),
+        ),
+        mistakes={
+            "equal rewards count as wrong: a model that says nothing then gets 0, not one half.": lambda c, r: (
+                (c > r).float().mean()
+            ),
+            "equal rewards count as right: a model that says nothing then gets 100 %.": lambda c, r: (
+                (c >= r).float().mean()
+            ),
+            "chosen and rejected are swapped.": lambda c, r: ranking_accuracy(r, c),
+            "wrong pairs get one half: only equal ones should.": lambda c, r: torch.where(c > r, 1.0, 0.5).mean(),
+            "equal rewards are left out, and where there is nothing else nothing is left.": lambda c, r: (
+                (c > r)[c != r].float().mean()
+            ),
+            "this is the number of pairs that are right, not their share.": lambda c, r: (
+                (c > r).float() + 0.5 * (c == r).float()
+            ).sum(),
+        },
+        hint="Count a pair as 1 where chosen > rejected (as .float()), as ½ where they are equal, and average.",
+        reason="A coin would get half of the equal ones. Counting them as wrong punishes coarse scores, such as bf16's; "
+        "counting them as right rewards a model that gives everything the same score.",
     ),
 }

@@ -1,0 +1,240 @@
+"""Protects: what a lesson says to its learner: guesses come back, mistakes are named, sliders draw."""
+
+import base64
+import importlib
+import pkgutil
+import random
+
+import datasets
+import huggingface_hub
+import ipywidgets
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+
+import rmkit.exercises
+from rmkit import SliderFigure, claim, outcome, predict, start
+from rmkit.exercises import check, exercise, hint, solution
+
+# --- guesses and claims -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("RMKIT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_guess_comes_back_beside_what_was_measured(cache, capsys):
+    predict("loss", "How high is it?", 0.5)
+    predict("accuracy", "How often is it right?", 1)
+    predict("loss", "How high is it?", 0.6)
+    assert capsys.readouterr().out.endswith("? How high is it?\n  Noted: 0.6.\n")
+    outcome("loss", 0.693147)
+    outcome("accuracy", 0.98)
+    outcome("other", 3)
+    assert capsys.readouterr().out.splitlines() == [
+        "You guessed 0.6; measured: 0.693.",
+        "You guessed 1; measured: 0.98.",
+        "You made no guess; measured: 3.",
+    ]
+
+
+@pytest.mark.parametrize(("guess", "said"), [(None, "No guess yet"), ("high", "got 'high'"), (True, "got True")])
+def test_what_is_no_guess_is_not_kept(cache, capsys, guess, said):
+    predict("loss", "How high is it?", guess)
+    assert said in capsys.readouterr().out
+    outcome("loss", 1)
+    assert capsys.readouterr().out == "You made no guess; measured: 1.\n"
+
+
+@pytest.mark.parametrize("content", [b"", b'{"loss": 0.', b"[]", b"3", b"\xff"], ids=ascii)
+def test_corrupt_file_of_guesses_is_no_obstacle(cache, capsys, content):
+    cache.mkdir()
+    (cache / "predictions.json").write_bytes(content)
+    outcome("loss", 1)
+    assert capsys.readouterr().out == "You made no guess; measured: 1.\n"
+    predict("loss", "How high is it?", 2)
+    outcome("loss", 1)
+    assert capsys.readouterr().out.endswith("You guessed 2; measured: 1.\n")
+
+
+@pytest.mark.parametrize("holds", [True, np.bool_(True), torch.tensor(True)], ids=str)
+def test_claim_prints_its_verdict(capsys, holds):
+    """The same characters whatever kind of truth it is given: the stored output is compared."""
+    claim("validation accuracy at least 0.95", holds)
+    assert capsys.readouterr().out == "validation accuracy at least 0.95: True\n"
+
+
+# --- start --------------------------------------------------------------------------------------------------
+
+
+def test_start_says_one_line_and_silences_the_rest(monkeypatch, tiny_folder, capfd):
+    monkeypatch.setenv("RMKIT_BACKBONE", str(tiny_folder))
+    transformers.logging.set_verbosity_info()
+    huggingface_hub.utils.enable_progress_bars()
+    datasets.enable_progress_bars()
+    backbone = start()
+    captured = capfd.readouterr()
+    assert captured.out == f"{backbone}\n" and captured.out.count("\n") == 1
+    assert captured.err == ""
+    assert transformers.logging.get_verbosity() == transformers.logging.ERROR
+    assert huggingface_hub.utils.are_progress_bars_disabled()
+    assert not datasets.is_progress_bar_enabled()
+
+
+def test_start_seeds_every_source_of_chance(monkeypatch, tiny_folder):
+    monkeypatch.setenv("RMKIT_BACKBONE", str(tiny_folder))
+
+    def drawn(seed):
+        start(seed)
+        return [random.random(), np.random.rand(), torch.rand(1).item()]
+
+    first, again, other = drawn(3), drawn(3), drawn(4)
+    assert first == again
+    assert all(a != b for a, b in zip(first, other, strict=True))
+
+
+# --- exercises ----------------------------------------------------------------------------------------------
+
+FILES = [importlib.import_module(f"rmkit.exercises.{m.name}") for m in pkgutil.iter_modules(rmkit.exercises.__path__)]
+KNOWN = {name: known for file in FILES for name, known in file.EXERCISES.items()}
+MISTAKES = [(name, message) for name, known in KNOWN.items() for message in known.mistakes]
+each_exercise = pytest.mark.parametrize("name", KNOWN)
+
+
+def named(name, function):
+    function.__name__ = name
+    return function
+
+
+@each_exercise
+def test_reference_is_right_and_the_learners_is_used(name, capsys):
+    def learners(*arguments):
+        return KNOWN[name].reference(*arguments)
+
+    assert exercise(named(name, learners)) is learners
+    assert capsys.readouterr().out == f"✓ {name}: right. Yours is used from here on.\n"
+
+
+@each_exercise
+def test_blank_stub_falls_back_to_the_reference(name, capsys):
+    def stub(*arguments):
+        raise NotImplementedError
+
+    assert exercise(named(name, stub)) is KNOWN[name].reference
+    assert capsys.readouterr().out.startswith(f"○ {name}: not attempted yet")
+
+
+@pytest.mark.parametrize(("name", "message"), MISTAKES)
+def test_mistake_is_recognised_by_its_own_message(name, message):
+    """Not as right, and not as another mistake that gives the same numbers on the cases."""
+    assert check(KNOWN[name], KNOWN[name].mistakes[message]) == message
+
+
+@each_exercise
+def test_learners_exception_becomes_a_sentence(name, capsys):
+    def broken(*arguments):
+        return [][1]
+
+    assert exercise(named(name, broken)) is KNOWN[name].reference
+    said = capsys.readouterr().out
+    assert said.startswith(f"✗ {name}: it raised IndexError (list index out of range) for ")
+    assert said.endswith(" The reference goes on.\n")
+
+
+@pytest.mark.parametrize("answer", [None, "0.5", 12345.0, torch.zeros(7), [torch.zeros(2)], print], ids=ascii)
+@each_exercise
+def test_any_other_answer_gets_a_sentence(name, answer):
+    """Whatever the learner returns: one line of ours, never a traceback."""
+    said = check(KNOWN[name], lambda *arguments: answer)
+    assert said and "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "said"),
+    [
+        ("preference_probability", lambda a, b: 2.0, "for 2, 2 it should give 0.5, and gave 2."),
+        ("training_bytes", lambda n, t: None, "it returned nothing: is the `return` missing?"),
+        ("bradley_terry_loss", lambda c, r: -F.logsigmoid(c - r).mean().item(), "no gradient can flow through it"),
+    ],
+)
+def test_wrong_answer_is_told_what_is_wrong(name, function, said):
+    assert check(KNOWN[name], function).startswith(said)
+
+
+def test_cases_survive_a_function_that_changes_its_arguments():
+    """Else one attempt in place would spoil the check for the rest of the session."""
+    known = KNOWN["last_token_positions"]
+    before = [case[0].clone() for case in known.cases]
+    assert check(known, lambda mask: mask.cumsum_(1).amax(1) - 1) is None
+    assert all(torch.equal(case[0], expected) for case, expected in zip(known.cases, before, strict=True))
+
+
+@each_exercise
+def test_solution_and_hint_can_be_used_as_shown(name, capsys):
+    """The source that is printed, pasted into a notebook, is right; the hint does not give it away."""
+    solution(name)
+    source, _, reason = capsys.readouterr().out.rpartition("\n\n")
+    scope = {"torch": torch, "F": F} | {other: KNOWN[other].reference for other in KNOWN if other != name}
+    exec(source, scope)
+    assert check(KNOWN[name], scope[name]) is None
+    assert reason.strip() == KNOWN[name].reason
+    hint(name)
+    assert capsys.readouterr().out.strip() == KNOWN[name].hint != ""
+
+
+def test_unknown_name_says_what_there_is():
+    with pytest.raises(
+        KeyError, match="no exercise is called 'loss': keep the name of the function.*bradley_terry_loss"
+    ):
+        exercise(named("loss", lambda: None))
+
+
+# --- sliders ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def slider_figure():
+    """A bar whose height is a slider's, and what was drawn so far."""
+    drawn = []
+
+    def draw(figure, height, colour):
+        drawn.append((height, colour))
+        figure.subplots().bar([0, 1], [9, height], color=colour)
+
+    return SliderFigure(draw, (3, 2), height=ipywidgets.IntSlider(3, 0, 9), colour=["red", "green", "blue"]), drawn
+
+
+def test_slider_that_moves_draws_anew(slider_figure):
+    figure, drawn = slider_figure
+    assert drawn == [(3, "green")], "a list begins in its middle"
+    first = bytes(figure.image.value)
+    figure.sliders["height"].value = 4
+    second = bytes(figure.image.value)
+    figure.sliders["colour"].value = "blue"
+    assert drawn == [(3, "green"), (4, "green"), (4, "blue")]
+    assert len({first, second, bytes(figure.image.value)}) == 3
+    figure.sliders["colour"].value, figure.sliders["height"].value = "green", 3
+    assert figure.image.value == first, "the same values draw another picture"
+
+
+def test_figure_shows_where_nothing_runs(slider_figure):
+    """A page that knows no widgets shows the picture; the text is the same wherever the sliders stand."""
+    figure, _ = slider_figure
+    bundle = figure._repr_mimebundle_()
+    assert base64.b64decode(bundle["image/png"]) == bytes(figure.image.value)
+    assert bytes(figure.image.value).startswith(b"\x89PNG")
+    assert bundle["text/plain"] == "<figure with sliders: height, colour>"
+    assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == figure.box.model_id
+    figure.sliders["height"].value = 9
+    moved = figure._repr_mimebundle_()
+    assert moved["text/plain"] == bundle["text/plain"] and moved["image/png"] != bundle["image/png"]
+
+
+def test_sliders_are_named_and_above_the_figure(slider_figure):
+    figure, _ = slider_figure
+    assert [slider.description for slider in figure.sliders.values()] == ["height", "colour"]
+    assert figure.box.children == (*figure.sliders.values(), figure.image)
