@@ -7,6 +7,7 @@ Hugging Face hub; `RMKIT_BACKBONE`, or an argument, names any other model of a k
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -262,8 +263,9 @@ def smollm2_folder() -> Path:
     A folder that is half-written or was changed since is noticed by its hashes and made again.
     """
     folder = cache_folder() / "backbones" / SMOLLM2
-    if not _fault(folder):
-        return folder
+    with contextlib.suppress(FileNotFoundError):  # another process may be replacing it just now
+        if not _fault(folder):
+            return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder.with_suffix(".lock")):  # two kernels may start at once

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -222,11 +222,3 @@ def _kind(value: object) -> str:
         dict: "an object",
     }
     return names.get(type(value), type(value).__name__)
-
-
-def by_domain(preferences: Iterable[Preference]) -> dict[str, list[Preference]]:
-    """Preferences under the name of their domain, in the order in which the domains come first."""
-    domains: dict[str, list[Preference]] = {}
-    for preference in preferences:
-        domains.setdefault(preference.domain, []).append(preference)
-    return domains

@@ -19,12 +19,12 @@ def test_wilson_equals_published_values(successes, trials, low, high):
     assert wilson_interval(trials - successes, trials) == pytest.approx((1 - high, 1 - low), abs=5e-5)
 
 
-@pytest.mark.parametrize("trials", range(1, 200))
-def test_wilson_never_leaves_the_share_outside(trials):
+def test_wilson_never_leaves_the_share_outside():
     """Rounding must not draw an error bar of negative length, which matplotlib refuses."""
-    for successes in (0, 0.5, trials / 3, trials / 2, trials):
-        low, high = wilson_interval(successes, trials)
-        assert 0 <= low <= successes / trials <= high <= 1
+    for trials in range(1, 200):
+        for successes in (0, 0.5, trials / 3, trials / 2, trials):
+            low, high = wilson_interval(successes, trials)
+            assert 0 <= low <= successes / trials <= high <= 1
 
 
 def test_equal_rewards_count_half():
@@ -37,8 +37,8 @@ def test_equal_rewards_count_half():
 
 def test_every_pair_weighs_the_same():
     """Not every preference: a ranking of three has three pairs. Ties by the annotator are counted apart, absent ones not at all."""
-    rewards = torch.tensor([[3.0, 1.0, 2.0], [1.0, 0.0, 9.0], [5.0, 5.0, 1.0], [4.0, 4.0, 4.0]])
-    ranks = torch.tensor([[0, 1, 2], [0, 1, -1], [0, 0, 1], [0, 0, 0]])
+    rewards = torch.tensor([[3.0, 1.0, 2.0, 0], [1.0, 0.0, 9.0, 9.0], [5.0, 5.0, 1.0, 0], [4.0, 4.0, 4.0, 0]])
+    ranks = torch.tensor([[0, 1, 2, -1], [0, 1, -1, -1], [0, 0, 1, -1], [0, 0, 0, -1]])
     accuracy = pairwise_accuracy(rewards, ranks)
     # the first: right, right, wrong; the second: right; the third: two right and a tie; the fourth: three ties
     assert (accuracy.value, accuracy.pairs) == (pytest.approx(5 / 6), 6)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
-from rmkit import Preference, RewardModel, load_preferences
+from rmkit import Preference, PreferenceError, RewardModel, load_preferences
 
 PARTS = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
 NORMS = ["input_layernorm", "post_attention_layernorm"]
@@ -103,6 +104,20 @@ def test_rows_beyond_the_context_are_refused(model):
         model.score("word " * 600, ["Yes."])
 
 
+def test_what_cannot_be_encoded_is_named_all_together(model, preferences):
+    """Before anything is computed, with the index of each: not one at a time, in the middle of a run."""
+    rows = [
+        preferences[0],
+        replace(preferences[0], prompt="word " * 600),
+        preferences[1],
+        replace(preferences[1], prompt="</s>"),
+    ]
+    with pytest.raises(PreferenceError) as raised:
+        model.encode(rows)
+    assert [problem.partition(": ")[0] for problem in raised.value.problems] == ["preference 1", "preference 3"]
+    assert "tokens" in raised.value.problems[0] and "special token '</s>'" in raised.value.problems[1]
+
+
 # --- head, dropout, precision -------------------------------------------------------------------------------
 
 
@@ -191,6 +206,13 @@ def test_lora_starts_as_the_identity(tiny, preferences):
     with_adapters = RewardModel(tiny, trainable="lora")
     with_adapters.head.load_state_dict(before.head.state_dict())
     assert torch.equal(with_adapters.rewards(preferences), expected)
+
+
+def test_adapters_of_an_earlier_model_are_not_inherited(tiny):
+    """They would train, or not, without being named."""
+    RewardModel(tiny, trainable="lora")
+    with pytest.raises(ValueError, match="LoRA adapters of an earlier model: load it again"):
+        RewardModel(tiny, trainable="head")
 
 
 # --- save and load ------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ import datasets
 import pytest
 
 from rmkit import Preference, PreferenceError, load_preferences, split_preferences
-from rmkit.preferences import by_domain
 
 GOOD = {"prompt": "What is tea?", "chosen": "A drink.", "rejected": "No idea."}
 
@@ -49,7 +48,7 @@ def test_columns_that_say_more_are_kept(write):
     tie, pair = load_preferences(write(GOOD | more, GOOD | nothing | {"margin": 2.5}))
     assert tie == Preference("What is tea?", ("A drink.", "No idea."), (0, 0), 0, "drinks", "tea")
     assert tie.is_tie and not pair.is_tie
-    assert pair == Preference("What is tea?", ("A drink.", "No idea."), (0, 1), 2.5, "", "What is tea?")
+    assert pair == Preference("What is tea?", ("A drink.", "No idea."), (0, 1), 2.5)
 
 
 @pytest.mark.parametrize(
@@ -155,13 +154,11 @@ def test_ranks_that_make_no_sense_are_refused(completions, ranks):
         Preference("p", completions, ranks)
 
 
-def test_prompt_is_its_own_group_whatever_its_spaces():
-    assert Preference(" What\n is tea? ", ("a", "b")).group == "What is tea?"
-
-
-def test_by_domain_keeps_the_order():
-    preferences = [Preference(str(i), ("a", "b"), domain=domain) for i, domain in enumerate("bab")]
-    assert by_domain(preferences) == {"b": [preferences[0], preferences[2]], "a": [preferences[1]]}
+def test_prompt_is_its_own_group_however_it_is_spelt():
+    """Else two spellings of one prompt could be on both sides of a split."""
+    groups = {Preference(prompt, ("a", "b")).group for prompt in ("What is tea?", " What\n is  TEA? ", "what is tea?")}
+    assert len(groups) == 1
+    assert Preference("What is tea?", ("a", "b"), group="drinks").group == "drinks"
 
 
 # --- splits -------------------------------------------------------------------------------------------------
@@ -200,6 +197,12 @@ def test_groups_of_unlike_size_come_near_the_share():
     data = [Preference(f"{g}-{i}", ("a", "b"), group=str(g)) for g, size in enumerate(sizes) for i in range(size)]
     for seed in range(5):
         assert len(split_preferences(data, 0.2, seed)[1]) == 20
+
+
+def test_domains_make_up_for_each_other():
+    """Ten domains of one group each: none can give a fifth of itself, together they can."""
+    data = [Preference(f"{d}-{i}", ("a", "b"), domain=d, group=d) for d in "abcdefghij" for i in range(6)]
+    assert len(split_preferences(data, 0.2)[1]) == 12
 
 
 def test_same_prompt_in_two_groups_is_refused():

@@ -292,6 +292,23 @@ def test_loss_that_knows_ties_trains_on_them(make_model, few):
     assert [math.isnan(step["accuracy"]) for step in history.steps] == [n == 0 for n in decisive]
 
 
+def test_held_out_reward_that_is_no_number_is_named(make_model, few):
+    """In the validation before the first step: the model was broken when it came."""
+    model = make_model()
+    torch.nn.init.constant_(model.head.weight, float("nan"))
+    with pytest.raises(
+        NonFiniteLoss, match=r"^after step 0, the rewards of the validation preferences \[0, 1, .* are not"
+    ):
+        fit(model, *few)
+
+
+def test_several_processes_are_refused(make_model, few, monkeypatch):
+    """Each would train on the same batches, and think that it did not."""
+    monkeypatch.setattr("accelerate.Accelerator.num_processes", 2)
+    with pytest.raises(NotImplementedError, match="fit trains in one process"):
+        fit(make_model(), *few)
+
+
 def test_both_sides_are_wanted(make_model, few):
     for sides in (([], few[1]), (few[0], [])):
         with pytest.raises(ValueError, match="fit wants preferences on both sides"):
