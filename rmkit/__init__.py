@@ -1,6 +1,7 @@
 """The module that the notebooks of the Reward Models Workbook share: one file a concept, in reading order."""
 
-from rmkit.backbones import Backbone, BackboneUnavailable, cache_folder, load_backbone
+from rmkit.smollm2 import BackboneUnavailable, cache_folder
+from rmkit.backbones import Backbone, load_backbone
 from rmkit.preferences import Preference, PreferenceError, load_preferences, split_preferences
 from rmkit.batching import Batch, Encoded, collate, encode
 from rmkit.model import RewardModel

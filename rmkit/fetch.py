@@ -2,7 +2,8 @@
 
 import sys
 
-from rmkit.backbones import SMOLLM2, BackboneUnavailable, load_backbone
+from rmkit.backbones import load_backbone
+from rmkit.smollm2 import SMOLLM2, BackboneUnavailable
 
 
 def main(names: list[str]) -> int:

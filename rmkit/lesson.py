@@ -8,7 +8,8 @@ import datasets
 import huggingface_hub
 from accelerate.utils import set_seed
 
-from rmkit.backbones import Backbone, cache_folder, load_backbone
+from rmkit.backbones import Backbone, load_backbone
+from rmkit.smollm2 import cache_folder
 
 
 def start(seed: int = 0) -> Backbone:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-
-if TYPE_CHECKING:
-    from rmkit.training import History
 
 # Okabe and Ito's palette, told apart by people who see red and green alike.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7F7F7F"
@@ -75,16 +71,16 @@ def draw_rewards(axes: Axes, chosen: Sequence[float], rejected: Sequence[float],
     style(axes, title, "reward", "completions")
 
 
-def plot_history(history: History) -> Figure:
+def plot_history(steps: Sequence[dict], validations: Sequence[dict], best_step: int) -> Figure:
     """The figure of a run of `fit`: loss on a log scale beside ranking accuracy; the line marks the weights that were kept."""
     figure, (left, right) = new_figure(2)
-    draw_loss(left, {"training": [s["loss"] for s in history.steps]})
-    steps = [v["step"] for v in history.validations]
+    draw_loss(left, {"training": [record["loss"] for record in steps]})
+    checked = [record["step"] for record in validations]
     left.plot(
-        steps, [v["loss"] for v in history.validations], color=RED, marker="s", linestyle="--", label="validation"
+        checked, [record["loss"] for record in validations], color=RED, marker="s", linestyle="--", label="validation"
     )
-    left.axvline(history.best_step, color=GREEN, alpha=0.5, label="kept")
+    left.axvline(best_step, color=GREEN, alpha=0.5, label="kept")
     left.legend(fontsize=8, frameon=False)
-    draw_accuracy(right, history.validations, history.steps)
-    right.axvline(history.best_step, color=GREEN, alpha=0.5)
+    draw_accuracy(right, validations, steps)
+    right.axvline(best_step, color=GREEN, alpha=0.5)
     return figure

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import datasets
 
-from rmkit.backbones import first_line
+from rmkit.smollm2 import first_line
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 SHOWN_PROBLEMS = 20

