@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from rmkit import RewardModel, TrainConfig, fit, load_backbone, load_preferences
+from tests.benchmarks.dequantised import compare
 
 
 @pytest.mark.parametrize(
@@ -26,3 +27,18 @@ def test_three_steps_lower_the_loss():
     before, after = history.validations
     assert after["loss"] < 0.8 * before["loss"]
     assert history.best_step == 3
+
+
+def test_the_comparison_with_the_original_sees_no_difference_of_a_model_to_itself_and_one_to_a_noisy_copy(smollm2):
+    """What `python -m tests.benchmarks.dequantised` would print of two models that are known."""
+    noisy = load_backbone("smollm2-135m")
+    with torch.no_grad():
+        noisy.model.model.layers[0].mlp.up_proj.weight.mul_(1.5)
+    texts = ["The capital of France is Paris.", '{"name": "tea"}']
+    same, other = (list(compare(smollm2, b, texts).values()) for b in (smollm2, noisy))
+    assert same[0] == same[1]
+    assert abs(same[2]) < 1e-9
+    assert abs(same[3] - 1) < 1e-5
+    assert other[0] != other[1]
+    assert other[2] > 1e-3
+    assert other[3] < 0.9999
