@@ -170,15 +170,17 @@ def make_rows():
             for ask, shape, style in islice(hands[domain], PAIRS_PER_TOPIC):
                 picked = sorted(rng.sample(range(len(facts)), number_of_facts(shape, style)))
                 used = [facts[i] for i in picked]
-                rows.append({
-                    "prompt": ask.format(name),
-                    "chosen": SHAPES[shape](bare(name), {key: v for key, _, _, v in used}),
-                    "rejected": STYLES[style](name, used, rng.randrange(3)),
-                    "domain": domain,
-                    "group": bare(name),
-                    "shape": shape,
-                    "style": style,
-                })
+                rows.append(
+                    {
+                        "prompt": ask.format(name),
+                        "chosen": SHAPES[shape](bare(name), {key: v for key, _, _, v in used}),
+                        "rejected": STYLES[style](name, used, rng.randrange(3)),
+                        "domain": domain,
+                        "group": bare(name),
+                        "shape": shape,
+                        "style": style,
+                    }
+                )
     return rows
 
 
@@ -188,14 +190,18 @@ def as_jsonl(rows):
 
 def balance_table(rows, length, unit):
     """Markdown: by domain, how often the chosen answer is longer or shorter, and the mean lengths."""
-    lines = [f"| {unit} | pairs | chosen longer | chosen shorter | mean chosen | mean rejected |",
-             "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        f"| {unit} | pairs | chosen longer | chosen shorter | mean chosen | mean rejected |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for domain in (*TOPICS, "all"):
         pairs = [(length(r["chosen"]), length(r["rejected"])) for r in rows if domain in (r["domain"], "all")]
         n = len(pairs)
         longer, shorter = sum(c > r for c, r in pairs), sum(c < r for c, r in pairs)
-        lines.append(f"| {domain} | {n} | {longer / n:.0%} | {shorter / n:.0%} "
-                     f"| {sum(c for c, _ in pairs) / n:.0f} | {sum(r for _, r in pairs) / n:.0f} |")
+        lines.append(
+            f"| {domain} | {n} | {longer / n:.0%} | {shorter / n:.0%} "
+            f"| {sum(c for c, _ in pairs) / n:.0f} | {sum(r for _, r in pairs) / n:.0f} |"
+        )
     return "\n".join(lines)
 
 
@@ -224,8 +230,12 @@ def ask_table(rows):
 
 def describe(rows):
     """The tables of the datasheet that need no tokenizer."""
-    tables = [balance_table(rows, len, "characters"), example_table(rows, "shape", "chosen"),
-              example_table(rows, "style", "rejected"), ask_table(rows)]
+    tables = [
+        balance_table(rows, len, "characters"),
+        example_table(rows, "shape", "chosen"),
+        example_table(rows, "style", "rejected"),
+        ask_table(rows),
+    ]
     return "\n\n".join(tables)
 
 

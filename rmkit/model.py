@@ -106,9 +106,11 @@ class RewardModel(nn.Module):
         return collate(encoded, self.tokenizer.pad_token_id).to(self.device)
 
     @torch.no_grad()
-    def rewards(self, preferences: Sequence[Preference | Encoded], batch_size: int = 8) -> torch.Tensor:
+    def rewards(self, preferences: Sequence[Preference] | Sequence[Encoded], batch_size: int = 8) -> torch.Tensor:
         """Rewards [N, K] on the CPU, of any number of preferences, `batch_size` at a time, without dropout."""
-        encoded = [p if isinstance(p, Encoded) else self.encode([p])[0] for p in preferences]
+        if not preferences:
+            return torch.zeros(0, 0)
+        encoded = preferences if isinstance(preferences[0], Encoded) else self.encode(preferences)
         order = sorted(range(len(encoded)), key=lambda i: encoded[i].length)  # rows of like length need little padding
         rewards = torch.zeros(len(encoded), max(len(e.completions) for e in encoded))
         training = self.training

@@ -120,9 +120,8 @@ def fit(
             f"fit wants preferences on both sides: got {len(train)} to train on, {len(validation)} to validate with"
         )
     for side in (train, validation):
-        loss(
-            torch.zeros_like(ranks := ranks_tensor(side), dtype=torch.float), ranks
-        )  # complains of ties now, not in an hour
+        ranks = ranks_tensor(side)
+        loss(torch.zeros(ranks.shape), ranks)  # complains of ties now, not in an hour
     train_encoded, validation_encoded = model.encode(train), model.encode(validation)
     steps_an_epoch = math.ceil(len(train) / config.batch_size)
     total = config.max_steps or steps_an_epoch * config.epochs

@@ -25,7 +25,8 @@ class SliderFigure:
         for slider in self.sliders.values():
             slider.observe(lambda _: self.redraw(), "value")
         self.redraw()
-        self.box = ipywidgets.VBox([*self.sliders.values(), self.image])
+        padding = ipywidgets.Layout(padding="0 0 0 12px")  # else Lab cuts the first letter of a label
+        self.box = ipywidgets.VBox([*self.sliders.values(), self.image], layout=padding)
 
     def redraw(self) -> None:
         figure = Figure(figsize=self.figsize, dpi=100, layout="constrained")

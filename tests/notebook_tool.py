@@ -31,7 +31,9 @@ CELL_TIMEOUT = 900  # seconds, as for nbval in pyproject.toml
 MAX_BYTES = 1_000_000
 MAX_LINES = 25
 IGNORED = "nbval-ignore-output"
-README_PICTURE = "readme-picture"  # `run` keeps the picture of this cell in docs/, under the notebook's name
+README_PICTURE = (
+    "readme-picture"  # `run` keeps the picture of this cell in notebooks/images/, under the notebook's name
+)
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -156,7 +158,7 @@ def run(path: Path) -> None:
     normalise(nb)
     write(nb, path)
     if picture := readme_picture(nb):
-        (ROOT / "docs" / f"{path.stem}.png").write_bytes(picture)
+        (ROOT / "notebooks" / "images" / f"{path.stem}.png").write_bytes(picture)
     print(f"{path}: {cost['wall']:.1f} s wall, {cost['cpu']:.1f} s CPU, {cost['peak'] / 1e9:.2f} GB peak")
     for i in sorted(cost["cells"], key=cost["cells"].get, reverse=True)[:5]:
         print(f"  {cost['cells'][i]:8.1f} s  {name(i + 1, nb.cells[i])}")

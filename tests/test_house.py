@@ -26,7 +26,7 @@ def test_the_route_names_every_notebook():
 def test_the_picture_is_the_one_stored_in_the_notebook():
     """`python -m tests.notebook_tool run notebooks/03_training.ipynb` renews both."""
     notebook = nbformat.read(ROOT / "notebooks" / "03_training.ipynb", as_version=4)
-    assert (ROOT / "docs" / "03_training.png").read_bytes() == readme_picture(notebook)
+    assert (ROOT / "notebooks" / "images" / "03_training.png").read_bytes() == readme_picture(notebook)
 
 
 def test_what_the_package_needs_is_pinned_and_every_pin_is_exact():

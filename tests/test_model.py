@@ -385,3 +385,12 @@ def test_folder_without_a_reward_model_is_said(tiny_folder, tmp_path):
     for folder in (tmp_path / "absent", tiny_folder):
         with pytest.raises(FileNotFoundError, match="holds no saved reward model: rmkit.json is not there"):
             RewardModel.load(folder)
+
+
+def test_rewards_of_nothing_and_of_a_faulty_preference(tiny):
+    """A fault is reported under the index that the caller knows it by; no preferences give no rewards."""
+    model = RewardModel(tiny, trainable="head")
+    assert model.rewards([]).shape == (0, 0)
+    good, bad = Preference("a", ("b", "c")), Preference("a", ("b</s>", "c"))
+    with pytest.raises(PreferenceError, match=r"preference 2: .*'</s>'"):
+        model.rewards([good, good, bad])
