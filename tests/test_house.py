@@ -20,7 +20,7 @@ def test_every_link_of_the_readme_leads_somewhere(target):
 
 
 def test_the_route_names_every_notebook():
-    assert sorted(set(re.findall(r"\]\(notebooks/([^)]+)\)", README))) == NOTEBOOKS
+    assert sorted(set(re.findall(r"\]\(notebooks/([^)]+\.ipynb)\)", README))) == NOTEBOOKS
 
 
 def test_the_picture_is_the_one_stored_in_the_notebook():
