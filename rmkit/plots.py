@@ -13,46 +13,36 @@ BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7
 LN2 = float(np.log(2))  # the Bradley–Terry loss of a model that cannot tell
 
 
-def new_figure(panels: int = 1, height: float = 3.2) -> tuple[Figure, list[Axes]]:
+def new_figure(panels: int = 1) -> tuple[Figure, list[Axes]]:
     """A figure that belongs to no pyplot state: returned from a cell, it shows once."""
-    figure = Figure(figsize=(9 if panels > 1 else 6.5, height), dpi=100, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(9 if panels > 1 else 6.5, 3.2), dpi=100, layout="constrained", facecolor="white")
     return figure, list(np.atleast_1d(figure.subplots(1, panels)))
 
 
-def style(axes: Axes, title: str, x: str, y: str, legend: bool = True) -> None:
+def style(axes: Axes, title: str, x: str, y: str) -> None:
     """Title, named axes, a light grid, and no box around it."""
     axes.set_title(title, loc="left", fontsize=10)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    if legend and axes.get_legend_handles_labels()[1]:
+    if axes.get_legend_handles_labels()[1]:
         axes.legend(fontsize=8, frameon=False)
 
 
-def draw_loss(axes: Axes, losses: dict[str, Sequence[float]], title: str = "Loss", first_step: int = 1) -> None:
+def draw_loss(axes: Axes, losses: dict[str, Sequence[float]], title: str = "Loss") -> None:
     """Loss curves on a log scale, with the loss of a model that cannot tell drawn in."""
     for (name, values), colour, marker in zip(losses.items(), (BLUE, RED, GREEN, ORANGE, GREY), "os^Dv", strict=False):
-        axes.plot(
-            range(first_step, first_step + len(values)), values, color=colour, marker=marker, markersize=3, label=name
-        )
+        axes.plot(range(1, len(values) + 1), values, color=colour, marker=marker, markersize=3, label=name)
     axes.axhline(LN2, color=GREY, linestyle=":", label="cannot tell: ln 2")
     axes.set_yscale("log")
     style(axes, title, "step", "Bradley–Terry loss (nats, log scale)")
 
 
-def draw_accuracy(
-    axes: Axes, validations: Sequence[dict], steps: Sequence[dict] = (), title: str = "Ranking accuracy"
-) -> None:
+def draw_accuracy(axes: Axes, validations: Sequence[dict], steps: Sequence[dict]) -> None:
     """Validation accuracy with its 95 % interval, the accuracy on each training batch, and chance."""
-    if steps:
-        axes.plot(
-            [s["step"] for s in steps],
-            [s["accuracy"] for s in steps],
-            ".",
-            color=GREY,
-            label="training batch, before its step",
-        )
+    taken, accuracy = [s["step"] for s in steps], [s["accuracy"] for s in steps]
+    axes.plot(taken, accuracy, ".", color=GREY, label="training batch, before its step")
     value, low, high = (np.array([v[key] for v in validations]) for key in ("accuracy", "low", "high"))
     axes.errorbar(
         [v["step"] for v in validations], value, [value - low, high - value],
@@ -60,7 +50,7 @@ def draw_accuracy(
     )  # fmt: skip
     axes.axhline(0.5, color=GREY, linestyle=":", label="chance")
     axes.set_ylim(-0.02, 1.05)
-    style(axes, title, "step", "share of pairs ranked right")
+    style(axes, "Ranking accuracy", "step", "share of pairs ranked right")
 
 
 def draw_rewards(axes: Axes, chosen: Sequence[float], rejected: Sequence[float], title: str) -> None:
