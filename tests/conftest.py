@@ -1,5 +1,8 @@
 """What the tests share: the default backbone, a tiny one, and a machine that looks the same to every developer."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -36,3 +39,16 @@ def tiny_folder(tmp_path_factory):
 def tiny(tiny_folder):
     """A fresh tiny backbone, to change at will."""
     return load_backbone(str(tiny_folder))
+
+
+@pytest.fixture(scope="session")
+def hh_rlhf_path():
+    """1,200 real preferences between dialogues. Their text is offensive: no test prints it."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "data" / "hh_rlhf_harmless_base_test_first1200.jsonl.gz"
+    path = Path(os.environ.get("RMKIT_HH_RLHF", default))
+    if not path.is_file():
+        pytest.skip(
+            "no HH-RLHF: download harmless-base/test.jsonl.gz of Anthropic/hh-rlhf from the Hugging Face hub, write its "
+            "first 1,200 lines to a .jsonl.gz file and set RMKIT_HH_RLHF to its path"
+        )
+    return path
