@@ -7,6 +7,7 @@ Hugging Face hub; `RMKIT_BACKBONE`, or an argument, names any other model of a k
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from rmkit.batching import render
 from rmkit.smollm2 import GGUF_SHA256, SMOLLM2, BackboneUnavailable, first_line, hub_fault, smollm2_folder
 
 transformers_logging.disable_progress_bar()  # a bar for every load, on stderr, tells a reader nothing
@@ -27,17 +29,20 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(@.+)?")
 TINYLLAMA = "tinyllama-1.1b"
 TINYLLAMA_HUB = ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", "fe8a4ea1ffedaf415f4da2f062534de366a451e6")
 # GPU memory, estimated and not yet measured on a card. Training a parameter takes, beyond its fp32 weight, 4 bytes of
-# gradient, 8 of Adam's moments, 4 of the optimizer's working copy and 2 of what autocast keeps for the way back.
+# gradient, 8 of Adam's moments, 2 of what autocast keeps for the way back, and 4 to spare for what else works on it.
 TRAINED_PARAMETER_BYTES = 18
 ACTIVATION_BYTES = 2e9
 TINYLLAMA_BYTES = 12e9  # two copies of the weights, as a lesson may hold, and training the last two layers
 SMOLLM2_BYTES = 4e9
+
+FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 
 # For models that were never taught a chat format.
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + (eos_token if message['role'] == "
     "'assistant' else '') + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
 )
+TURNS = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
 
 
 @dataclass
@@ -91,20 +96,22 @@ def load_backbone(source: str | None = None) -> Backbone:
         folder, revision = str(smollm2_folder()), f"sha256:{GGUF_SHA256}"
         kwargs = {"local_files_only": True}
     elif Path(choice.source).is_dir():
-        folder, revision, kwargs = choice.source, None, {"local_files_only": True}
+        folder, revision, kwargs = choice.source, _hash_of_weights(Path(choice.source)), {"local_files_only": True}
     else:
         folder, _, revision = _hub_id(choice.source).partition("@")
         kwargs = {"revision": revision or None}
     model, tokenizer = _from_pretrained(choice.source, folder, **kwargs)
     if tokenizer.chat_template is None:
         tokenizer.chat_template = PLAIN_TEMPLATE
+    tokenizer.chat_template = tokenizer.get_chat_template()  # of several, the default one
     separate_pad_token(tokenizer, model)
+    close_chat_template(tokenizer)
     model = model.to(choice.device)
     return Backbone(
         name=choice.source if not Path(choice.source).is_dir() else Path(choice.source).name,
         model=model,
         tokenizer=tokenizer,
-        revision=revision or None,
+        revision=revision or getattr(model.config, "_commit_hash", None),
         autocast=autocast_dtype(choice.device),
         trainable=_largest_trainable(model),
         why=choice.why,
@@ -114,7 +121,7 @@ def load_backbone(source: str | None = None) -> Backbone:
 def choose_backbone(source: str | None = None) -> Choice:
     """Decide which backbone this machine gets, from its GPU's free memory and what the hub or its cache answers."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if named := source or os.environ.get("RMKIT_BACKBONE"):
+    if named := str(source or os.environ.get("RMKIT_BACKBONE") or ""):
         if named not in (SMOLLM2, TINYLLAMA) and not Path(named).is_dir() and not HUB_ID.fullmatch(named):
             raise ValueError(
                 f"no backbone is called {named!r}: use {SMOLLM2!r}, {TINYLLAMA!r}, a hub id such as "
@@ -151,14 +158,22 @@ def autocast_dtype(device: str) -> torch.dtype | None:
     return None
 
 
+def _hash_of_weights(folder: Path) -> str:
+    """By which a checkpoint knows the model of a folder, whatever the folder is called."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return f"sha256:{digest.hexdigest()}"
+
+
 def separate_pad_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
     """Make the pad token differ from the end of sequence and from all that the chat template writes, in all configs.
 
     Where padding and end of turn are the same, code that looks for the last token that is not padding skips the
     end of turn too, and reads another token (transformers#35352). Raises ValueError where there is none to spare.
     """
-    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
-    written = tokenizer.encode(tokenizer.apply_chat_template(turns, tokenize=False), add_special_tokens=False)
+    written = tokenizer.encode(render(tokenizer, TURNS), add_special_tokens=False)
     taken = {tokenizer.bos_token_id, tokenizer.eos_token_id, *written}
     spare = [str(token) for _, token in sorted(tokenizer.added_tokens_decoder.items()) if token.special]
     for token in filter(None, (tokenizer.pad_token, tokenizer.unk_token, *spare)):
@@ -173,25 +188,58 @@ def separate_pad_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedMode
     )
 
 
+def close_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make the chat template of an answered dialogue end in the token that closes the answer, and in nothing after it.
+
+    That token is the one whose reward is read. Most templates write a line break behind it, which says nothing; some
+    write no end of turn. Changed in the template, a saved tokenizer writes the very text that was scored. What opens
+    an answer, for a model to go on from, is left as it is. A template that writes today's date gets a fixed one: a
+    reward must not change overnight.
+    """
+    if "strftime_now" in tokenizer.chat_template and FIXED_DATE not in tokenizer.chat_template:
+        tokenizer.chat_template = FIXED_DATE + tokenizer.chat_template
+    whole = render(tokenizer, TURNS)
+    spaces = len(whole) - len(whole.rstrip())
+    unclosed = whole.rstrip().endswith("!")
+    if spaces or unclosed:
+        closed = f"dialogue[:-{spaces}]" if spaces else "dialogue"
+        tokenizer.chat_template = (
+            # Jinja drops a line break at the end of a template, and would keep it within one
+            "{% set dialogue %}" + tokenizer.chat_template.removesuffix("\n") + "{% endset %}"
+            "{{ dialogue if add_generation_prompt else " + closed + " + eos_token" * unclosed + " }}"
+        )
+
+
 def _from_pretrained(name: str, folder: str, **kwargs) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    reading = "config.json"
     try:
         if "revision" in kwargs and (fault := hub_fault(folder, kwargs["revision"], "config.json")):
             raise OSError(fault)  # else the hub's client tries for half a minute, and prints every try
         family = AutoConfig.from_pretrained(folder, **kwargs).model_type
-        if family not in FAMILIES:
-            raise ValueError(f"backbone {name!r} is of the family {family!r}; rmkit knows {', '.join(FAMILIES)}")
-        tokenizer = AutoTokenizer.from_pretrained(folder, **kwargs)
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **kwargs
-        )
-        if report["missing_keys"]:
-            raise ValueError(f"{name!r} is no whole language model: {sorted(report['missing_keys'])[0]} is missing")
-    except OSError as error:  # what transformers raises for a missing file, a missing repository and a missing network
+        if family in FAMILIES:
+            reading = "tokenizer"
+            tokenizer = AutoTokenizer.from_pretrained(folder, **kwargs)
+            reading = "weights"
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True,
+                ignore_mismatched_sizes=True, **kwargs
+            )  # fmt: skip
+    except Exception as error:  # each of the libraries beneath has its own, for what is missing and what is damaged
+        remedy = f"If it is on the hub, run `python -m rmkit.fetch {name}` while this machine is online"
+        if "local_files_only" in kwargs:
+            remedy = "That folder wants a whole config.json, tokenizer and .safetensors weights: copy it anew"
         raise BackboneUnavailable(
-            f"the weights of {name!r} could not be loaded: {first_line(error)}\n"
-            f"If it is on the hub, run `python -m rmkit.fetch {name}` while this machine is online; "
-            f"`RMKIT_BACKBONE={SMOLLM2}` works without the hub."
+            f"the {reading} of {name!r} could not be loaded: {first_line(error)}\n"
+            f"{remedy}; `RMKIT_BACKBONE={SMOLLM2}` works without the hub."
         ) from None
+    if family not in FAMILIES:
+        raise ValueError(f"backbone {name!r} is of the family {family!r}; rmkit knows {', '.join(FAMILIES)}")
+    if report["missing_keys"]:
+        raise ValueError(f"{name!r} is no whole language model: {sorted(report['missing_keys'])[0]} is missing")
+    misfits = [key for key, *_ in report["mismatched_keys"]]
+    misfits += [key for key in report["unexpected_keys"] if ".layers." in key and key.endswith(".weight")]
+    if misfits:  # transformers would draw them anew, or leave layers out, and go on
+        raise ValueError(f"the weights of {name!r} do not fit its config.json: {sorted(misfits)[0]} for one")
     return model, tokenizer
 
 

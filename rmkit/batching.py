@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from rmkit.preferences import Preference
+from rmkit.preferences import SURROGATE, Preference, require_preferences
 
 PADDING, PROMPT = -1, 0  # values of `segment`; completion k is k
+SHARED_ROW = 16  # completions at most: attention grows with the square of a row's length
 
 
 @dataclass(frozen=True)
@@ -21,11 +23,17 @@ class Encoded:
     prompt: tuple[int, ...]
     completions: tuple[tuple[int, ...], ...]
     ranks: tuple[int, ...]
+    cut: int = 0  # tokens that the longest row had too many, and lost
 
     @property
     def length(self) -> int:
         """Tokens in the longest row, prompt and one completion."""
         return len(self.prompt) + max(map(len, self.completions))
+
+    @property
+    def is_blurred(self) -> bool:
+        """Whether two completions are the same tokens and were judged differently: nothing can be learned from them."""
+        return len(set(self.completions)) < len(set(zip(self.completions, self.ranks, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,8 @@ class Batch:
     input_ids, position_ids [N, T]; segment [N, T]: −1 padding, 0 prompt, k = 1 … the tokens of completion k.
     row, slot [B, K]: where completion k of preference b is: in which row, and as which segment of it.
     ranks [B, K]: 0 is best, equal is a tie, −1 where a preference has fewer than K completions.
+    hidden: what the frozen part of the model has computed already (`Trunk`): [N, T, H], what enters the layers
+        that train, or [B, K, H], what enters the head; None where the model is to compute all of it.
     """
 
     input_ids: torch.Tensor
@@ -43,15 +53,24 @@ class Batch:
     row: torch.Tensor
     slot: torch.Tensor
     ranks: torch.Tensor
+    hidden: torch.Tensor | None = None
 
     @property
     def attention_mask(self) -> torch.Tensor:
-        """[N, T], 1 for a token and 0 for padding; a token sees the tokens before it."""
-        return (self.segment != PADDING).long()
+        """What a token may see. With one completion a row, [N, T]: 1 for a token, 0 for padding, all before it.
+
+        With several, [N, 1, T, T]: true where query t may see key u: u is not after t, and in the prompt or in t's
+        own completion. Padding sees itself, since a softmax over nothing is not a number.
+        """
+        if self.slot.max() <= 1:
+            return (self.segment != PADDING).long()
+        query, key = self.segment[:, :, None], self.segment[:, None, :]
+        visible = ((key == PROMPT) | (key == query)).tril()  # (N, T, T)
+        return visible[:, None]
 
     @property
     def tokens(self) -> int:
-        return int(self.attention_mask.sum())
+        return int((self.segment != PADDING).sum())
 
     def completion_masks(self) -> torch.Tensor:
         """[N, S, T] true where token t of row n belongs to completion s + 1 of that row."""
@@ -65,47 +84,79 @@ class Batch:
         return last[self.row, self.slot - 1]  # (B, K)
 
     def to(self, device: torch.device | str) -> Batch:
-        return Batch(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Batch(**{name: tensor if tensor is None else tensor.to(device) for name, tensor in tensors.items()})
 
 
-def encode(preference: Preference, tokenizer: PreTrainedTokenizerBase, context: int | None = None) -> Encoded:
+def encode(preference: Preference, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> Encoded:
     """Token ids of a preference in the tokenizer's chat format, prompt and completions apart.
 
     The prompt's ids are those that a model would be given to answer; a completion's are what it would then
-    have to write, its end of turn included. Text that holds one of the tokenizer's special tokens is refused:
-    it would end a turn, or begin one. So is a row of more than `context` tokens.
+    have to write, its end of turn included. A row of more than `max_length` tokens loses its oldest ones: the
+    prompt loses as many as the longest row has too many, down to one token; a completion that is too long even
+    so keeps its end. Raises ValueError for text that holds one of the tokenizer's special tokens, which would end
+    a turn or begin one, and for turns that the chat template refuses.
     """
-    special = _special_tokens(tokenizer)
-    texts = {"prompt": preference.prompt, **{f"completion {i}": t for i, t in enumerate(preference.completions)}}
-    for name, text in texts.items():
-        if token := next((t for t in special if t in text), None):
-            where = f"the {name} of {preference.prompt[:60]!r}"
-            raise ValueError(f"{where} holds the special token {token!r}: take it out or write it otherwise")
-    ask = [{"role": "user", "content": preference.prompt}]
-    opening = tokenizer.apply_chat_template(ask, tokenize=False, add_generation_prompt=True)
-    prompt = tokenizer.encode(opening, add_special_tokens=False)
+    require_preferences([preference])
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise TypeError(
+            f"tokenizer is a tokenizer of transformers, such as backbone.tokenizer: got {type(tokenizer).__name__}"
+        )
+    if max_length is not None and max_length < 2:
+        raise ValueError(f"max_length is a number of tokens from 2 up: got {max_length!r}")
+    _require_plain_text(preference, tokenizer)
+    opening = render(tokenizer, preference.messages, add_generation_prompt=True)
+    prompt = _ids(tokenizer, opening)
     completions = []
     for completion in preference.completions:
-        whole = tokenizer.apply_chat_template([*ask, {"role": "assistant", "content": completion}], tokenize=False)
+        whole = render(tokenizer, [*preference.messages, {"role": "assistant", "content": completion}])
         if not whole.startswith(opening):
             raise ValueError(
                 "the tokenizer's chat template writes the prompt differently once it is answered: rmkit cannot use it"
             )
-        whole = whole.rstrip()  # the reward is read at the end of turn, not at the line break after it
-        if whole.endswith(completion.rstrip()) and not whole.endswith(special):  # a template without end of turn
-            whole += tokenizer.eos_token
-        ids = tokenizer.encode(whole, add_special_tokens=False)
+        ids = _ids(tokenizer, whole)
         if ids[: len(prompt)] == prompt:
             ids = ids[len(prompt) :]
         else:  # a token would span the boundary, and a model that has been given the prompt cannot write half a token
-            ids = tokenizer.encode(whole.removeprefix(opening), add_special_tokens=False)
+            ids = _ids(tokenizer, whole.removeprefix(opening))
         completions.append(tuple(ids))
     encoded = Encoded(tuple(prompt), tuple(completions), preference.ranks)
-    if context and encoded.length > context:
-        raise ValueError(
-            f"{preference.prompt[:60]!r} and its longest completion have {encoded.length} tokens; the backbone reads {context}"
-        )
-    return encoded
+    return _truncated(encoded, max_length) if max_length and encoded.length > max_length else encoded
+
+
+def _require_plain_text(preference: Preference, tokenizer: PreTrainedTokenizerBase) -> None:
+    special = _special_tokens(tokenizer)
+    texts = [(f"turn {i}", text) for i, (_, text) in enumerate(preference.history)]
+    texts += [("prompt", preference.prompt), *((f"completion {i}", t) for i, t in enumerate(preference.completions))]
+    for name, text in texts:
+        where = f"the {name} of {preference.prompt[:60]!r}"
+        if token := next((t for t in special if t in text), None):
+            raise ValueError(f"{where} holds the special token {token!r}: take it out or write it otherwise")
+        if SURROGATE.search(text):
+            raise ValueError(f"{where} holds half of a surrogate pair, which no tokenizer reads: take it out")
+
+
+def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict], **options) -> str:
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise ValueError(f"the tokenizer's chat template refuses a dialogue of {roles}: {error}") from None
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]  # verbose: it warns of long texts
+
+
+def _truncated(encoded: Encoded, max_length: int) -> Encoded:
+    """The prompt is cut alike for all completions, so that they still answer the same words."""
+    cut = encoded.length - max_length
+    return Encoded(
+        prompt=encoded.prompt[min(cut, len(encoded.prompt) - 1) :],
+        completions=tuple(completion[-(max_length - 1) :] for completion in encoded.completions),
+        ranks=encoded.ranks,
+        cut=cut,
+    )
 
 
 @functools.lru_cache(maxsize=4)
@@ -115,24 +166,63 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     return tuple(sorted(added.union(tokenizer.all_special_tokens)))
 
 
-def collate(encoded: Sequence[Encoded], pad_token_id: int) -> Batch:
-    """Batch preferences with a right-padded row for every completion, its prompt repeated in front."""
-    rows = [(e.prompt, c) for e in encoded for c in e.completions]
-    width = max(len(p) + len(c) for p, c in rows)
+def collate(encoded: Sequence[Encoded], pad_token_id: int, per_row: int = 1) -> Batch:
+    """Batch preferences in right-padded rows of a prompt and up to `per_row` of its completions.
+
+    One completion a row is the simple layout. With more, the prompt is computed once for all of them: each
+    completion's positions go on from the prompt's, and the batch's attention mask keeps it from seeing the others.
+    """
+    if not encoded or not all(isinstance(e, Encoded) for e in encoded):
+        raise TypeError(f"collate wants one or more of what encode gives: got {encoded!r:.80}")
+    rows = _rows(encoded, per_row)
+    width = max(map(_width, rows))
     input_ids = torch.full((len(rows), width), pad_token_id)
-    segment = torch.full((len(rows), width), PADDING)
-    for i, (prompt, completion) in enumerate(rows):
-        input_ids[i, : len(prompt) + len(completion)] = torch.tensor(prompt + completion)
-        segment[i, : len(prompt)] = PROMPT
-        segment[i, len(prompt) : len(prompt) + len(completion)] = 1
-    ranks = ranks_tensor(encoded)  # (B, K)
-    row = torch.zeros_like(ranks)
-    row[ranks >= 0] = torch.arange(len(rows))
     position_ids = torch.arange(width).repeat(len(rows), 1)
-    return Batch(input_ids, position_ids, segment, row, torch.ones_like(row), ranks)
+    segment = torch.full((len(rows), width), PADDING)
+    places = []  # (row, slot) of every completion
+    for i, (prompt, completions) in enumerate(rows):
+        start = len(prompt)
+        input_ids[i, :start] = torch.tensor(prompt)
+        segment[i, :start] = PROMPT
+        for slot, completion in enumerate(completions, start=1):
+            here = slice(start, start + len(completion))
+            input_ids[i, here] = torch.tensor(completion)
+            position_ids[i, here] = torch.arange(len(prompt), len(prompt) + len(completion))
+            segment[i, here] = slot
+            places.append((i, slot))
+            start = here.stop
+    ranks = ranks_tensor(encoded)  # (B, K)
+    row, slot = torch.zeros_like(ranks), torch.ones_like(ranks)
+    row[ranks >= 0], slot[ranks >= 0] = torch.tensor(places).T
+    return Batch(input_ids, position_ids, segment, row, slot, ranks)
+
+
+def sharing_pays(encoded: Sequence[Encoded]) -> bool:
+    """Whether shared rows cost at least a quarter less than a row for every completion, padding counted.
+
+    A row of T tokens costs T · (1 + T / 1000): its matrix products, and the attention that grows with its square.
+    Measured for SmolLM2-135M on a CPU, where the 1000 came out as 500 to 3500; larger models have it higher.
+    """
+
+    def cost(per_row: int) -> float:
+        widths = [_width(row) for row in _rows(encoded, per_row)]
+        return len(widths) * max(widths) * (1 + max(widths) / 1000)
+
+    return cost(SHARED_ROW) <= 0.75 * cost(1)
+
+
+def _rows(encoded: Sequence[Encoded], per_row: int) -> list[tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]]:
+    """A prompt and up to `per_row` of its completions, for every row."""
+    return [(e.prompt, e.completions[i : i + per_row]) for e in encoded for i in range(0, len(e.completions), per_row)]
+
+
+def _width(row: tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]) -> int:
+    prompt, completions = row
+    return len(prompt) + sum(map(len, completions))
 
 
 def ranks_tensor(preferences: Sequence[Preference | Encoded]) -> torch.Tensor:
     """The judgements of N preferences as [N, K] integers: 0 best, equal a tie, −1 where there is no completion."""
+    require_preferences(preferences, Encoded)
     most = max(len(p.ranks) for p in preferences)
     return torch.tensor([[*p.ranks, *[-1] * (most - len(p.ranks))] for p in preferences])

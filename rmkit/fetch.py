@@ -14,7 +14,7 @@ def main(names: list[str]) -> int:
         except (BackboneUnavailable, ValueError) as error:
             print(f"{name}: {error}", file=sys.stderr)
             return 1
-        print(f"{backbone.name}: ready, {backbone.revision or 'a local folder'}")
+        print(f"{backbone.name}: ready, {backbone.revision}")
     return 0
 
 

@@ -104,7 +104,8 @@ def test_autocast_only_where_the_gpu_computes_in_bf16(gpu, device, bf16, dtype):
 def test_environment_names_the_backbone_and_the_argument_wins(monkeypatch, tiny_folder):
     monkeypatch.setenv("RMKIT_BACKBONE", str(tiny_folder))
     named = load_backbone()
-    assert (named.name, named.revision, named.trainable) == ("tiny", None, "all")
+    assert (named.name, named.trainable) == ("tiny", "all")
+    assert named.revision.startswith("sha256:")
     assert str(named).endswith("on cpu in float32. Named by RMKIT_BACKBONE.")
     assert backbones.choose_backbone(SMOLLM2) == backbones.Choice(SMOLLM2, "cpu", "Named by the notebook.")
 
@@ -212,10 +213,22 @@ def test_smollm2_opens_with_the_user(smollm2):
     """The system turn that nobody wrote is gone; one that somebody wrote is kept."""
     user = {"role": "user", "content": "Hi"}
     shown = smollm2.tokenizer.apply_chat_template([user], tokenize=False)
-    assert shown == "<|im_start|>user\nHi<|im_end|>\n"
+    assert shown == "<|im_start|>user\nHi<|im_end|>"
     system = {"role": "system", "content": "Be brief."}
     shown = smollm2.tokenizer.apply_chat_template([system, user], tokenize=False)
-    assert shown == "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+    assert shown == "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>"
+
+
+def test_template_that_writes_the_date_writes_always_the_same(changed):
+    """Else a reward would change overnight, and a saved model would be taken for damaged."""
+    folder = changed()
+    path = folder / "chat_template.jinja"
+    path.write_text("{{ strftime_now('%d %b %Y') }}\n" + path.read_text("utf-8") + "\n", "utf-8")
+    tokenizer = load_backbone(str(folder)).tokenizer
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+    assert tokenizer.apply_chat_template(turns, tokenize=False) == "26 Jul 2024\n<|user|>\n?</s>\n<|assistant|>\n!</s>"
+    opening = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
+    assert opening == "26 Jul 2024\n<|user|>\n?</s>\n<|assistant|>\n"
 
 
 # --- the cache ----------------------------------------------------------------------------------------------
@@ -357,7 +370,7 @@ def test_bytes_of_neither_source_are_trusted_unseen(monkeypatch, tmp_path):
 
 def test_fetch_loads_what_is_named(tiny_folder, capsys):
     assert fetch.main([str(tiny_folder)]) == 0
-    assert capsys.readouterr().out == "tiny: ready, a local folder\n"
+    assert capsys.readouterr().out.startswith("tiny: ready, sha256:")
     assert fetch.main(["smolm2"]) == 1
     assert "no backbone is called 'smolm2'" in capsys.readouterr().err
 

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoTokenizer
 
 from rmkit import Encoded, Preference, collate, encode
+from rmkit.backbones import close_chat_template
 
 AWKWARD = [
     "Plain words.", " leading and trailing ", "\n\nline breaks\n\n", "\ttabs\there\t", "  \n ", "🎉👩‍👩‍👧 ok", "漢字とかな、한국어", "שלום עולם مرحبا",
@@ -31,13 +32,13 @@ def rendered(tokenizer, prompt, completion):
 
 @pytest.mark.parametrize("text", AWKWARD, ids=ascii)
 def test_tokens_are_the_template_text_up_to_the_end_of_turn(tokenizer, text):
-    """Decoding gives back every character, whether the text asks or answers; only the last line break is gone."""
+    """Decoding gives back every character, whether the text asks or answers; the template's last line break is gone."""
     for prompt, completions in [("Tell me.", (text, "An answer.")), (text, ("An answer.", "Another."))]:
         encoded = encode(Preference(prompt, completions), tokenizer)
         for ids, completion in zip(encoded.completions, completions, strict=True):
             whole = rendered(tokenizer, prompt, completion)
-            assert whole.endswith(f"{tokenizer.eos_token}\n")
-            assert tokenizer.decode(encoded.prompt + ids) == whole[:-1]
+            assert whole.endswith(tokenizer.eos_token)
+            assert tokenizer.decode(encoded.prompt + ids) == whole
             assert ids[-1] == tokenizer.eos_token_id
             assert ids.count(tokenizer.eos_token_id) == 1
 
@@ -53,7 +54,7 @@ def test_prompt_is_what_a_model_is_given_to_answer(tokenizer):
 def test_awkward_texts_hold_one_that_merges_with_the_prompt(smollm2):
     """Else the two tests above would not see the boundary being drawn: SmolLM2 has one token for three line breaks."""
     encoded = encode(Preference("Tell me.", (AWKWARD[2], "No.")), smollm2.tokenizer)
-    together = smollm2.tokenizer.encode(rendered(smollm2.tokenizer, "Tell me.", AWKWARD[2])[:-1])
+    together = smollm2.tokenizer.encode(rendered(smollm2.tokenizer, "Tell me.", AWKWARD[2]))
     assert together[: len(encoded.prompt)] != list(encoded.prompt)
 
 
@@ -76,14 +77,44 @@ def test_special_token_in_a_text_is_refused(tokenizer, field, preference):
         assert f"the {field} of " in str(raised.value) and repr(token) in str(raised.value)
 
 
-def test_context_overflow_is_refused(tokenizer):
-    """Cutting would make pairs equal; the longest completion counts, to the token."""
-    preference = Preference("Tell me.", ("Short.", "A much longer answer, word after word."))
+def test_rows_that_are_too_long_lose_their_oldest_tokens(tokenizer):
+    """To the token: the prompt first, and by the same number for both completions; then a completion's beginning."""
+    preference = Preference("One two three four five six.", ("Short.", "A much longer answer, word after word."))
+    whole = encode(preference, tokenizer)
+    short, long = whole.completions
+    assert whole.length == len(whole.prompt) + len(long) and not whole.cut
+    assert encode(preference, tokenizer, max_length=whole.length) == whole
+    for cut in range(1, len(whole.prompt)):
+        assert encode(preference, tokenizer, whole.length - cut) == replace(whole, prompt=whole.prompt[cut:], cut=cut)
+    for keep in range(1, len(long)):
+        encoded = encode(preference, tokenizer, max_length=1 + keep)
+        assert encoded.prompt == whole.prompt[-1:]
+        assert encoded.completions == (short[-keep:], long[-keep:])
+        assert encoded.cut == whole.length - 1 - keep
+
+
+def test_pair_of_which_only_the_same_end_is_left_is_known(tokenizer):
+    preference = Preference("Why?", ("Because it rains, so take a coat.", "Since it snows, so take a coat."))
+    assert not encode(preference, tokenizer).is_blurred
+    assert encode(preference, tokenizer, max_length=4).is_blurred
+    assert not encode(replace(preference, ranks=(0, 0)), tokenizer, max_length=4).is_blurred  # as it was judged
+
+
+def test_turns_before_the_prompt_are_read_and_cut_first(tokenizer):
+    history = (("user", "What is tea?"), ("assistant", "A drink."))
+    preference = Preference("Is it hot?", ("Mostly.", "Never."), history=history)
     encoded = encode(preference, tokenizer)
-    assert encoded.length == len(encoded.prompt) + len(encoded.completions[1])
-    assert encode(preference, tokenizer, context=encoded.length) == encoded
-    with pytest.raises(ValueError, match=f"have {encoded.length} tokens; the backbone reads {encoded.length - 1}"):
-        encode(preference, tokenizer, context=encoded.length - 1)
+    text = tokenizer.decode(encoded.prompt)
+    assert text.index("What is tea?") < text.index("A drink.") < text.index("Is it hot?")
+    assert encoded.prompt == tuple(
+        tokenizer.apply_chat_template(preference.messages, add_generation_prompt=True)["input_ids"]
+    )
+    alone = encode(replace(preference, history=()), tokenizer)
+    shorter = tokenizer.decode(encode(preference, tokenizer, max_length=alone.length).prompt)
+    assert "Is it hot?" in shorter and "tea" not in shorter
+    special = replace(preference, history=(history[0], ("assistant", f"A drink.{tokenizer.eos_token}")))
+    with pytest.raises(ValueError, match="turn 1 of 'Is it hot"):
+        encode(special, tokenizer)
 
 
 @pytest.fixture
@@ -97,15 +128,28 @@ def test_template_without_an_end_of_turn_gets_one(own_tokenizer):
         "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
     )
-    encoded = encode(Preference("Tell me.", ("Yes.", "")), own_tokenizer)
+    close_chat_template(own_tokenizer)
+    encoded = encode(Preference("Tell me.", ("Yes. ", "")), own_tokenizer)
     whole = [own_tokenizer.decode(encoded.prompt + ids) for ids in encoded.completions]
-    assert whole == ["user: Tell me.\nassistant: Yes.</s>", "user: Tell me.\nassistant:</s>"]
+    assert whole == ["user: Tell me.\nassistant: Yes. </s>", "user: Tell me.\nassistant: </s>"]
+    closed = own_tokenizer.chat_template
+    close_chat_template(own_tokenizer)
+    assert own_tokenizer.chat_template == closed
 
 
 def test_template_that_rewrites_the_prompt_is_refused(own_tokenizer):
     own_tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
     with pytest.raises(ValueError, match="writes the prompt differently once it is answered"):
         encode(Preference("a", ("b", "c")), own_tokenizer)
+
+
+def test_template_that_refuses_a_dialogue_is_said(own_tokenizer):
+    own_tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system turns here') }}{% endif %}"
+        "{{ m.content }}{% endfor %}"
+    )
+    with pytest.raises(ValueError, match="refuses a dialogue of system, user: no system turns here"):
+        encode(Preference("a", ("b", "c"), history=(("system", "Be kind."),)), own_tokenizer)
 
 
 # --- collate ------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rmkit import Preference, PreferenceError, RewardModel, load_preferences
 
@@ -90,7 +90,9 @@ def test_mean_pooling_by_hand(tiny):
 def test_score_takes_any_number_of_completions(model):
     texts = ["Yes.", "No.", "Perhaps, but who can say?", "Yes."]
     scores = model.score("Is it?", texts)
-    assert scores[0] == scores[3] and scores[:3].unique().numel() == 3
+    assert_close(scores[3], scores[0])
+    assert scores[:3].unique().numel() == 3
+    assert_close(model.score("Is it?", texts * 5), scores.repeat(5))  # more than a row takes
     assert_close(model.score("Is it?", texts[::-1]), scores.flip(0))
     assert_close(model.score("Is it?", texts[1:2]), scores[1:2])
     assert_close(model.score("Is it?", tuple(texts[:2])), model.rewards([Preference("Is it?", tuple(texts[:2]))])[0])
@@ -99,23 +101,39 @@ def test_score_takes_any_number_of_completions(model):
         model.score("Is it?", "Yes.")
 
 
-def test_rows_beyond_the_context_are_refused(model):
-    with pytest.raises(ValueError, match="the backbone reads 512"):
-        model.score("word " * 600, ["Yes."])
+def test_rows_beyond_max_length_are_cut_counted_and_reported(tiny, preferences):
+    """None is dropped, none is cut in silence; what comes out the same is told too."""
+    model = RewardModel(tiny, max_length=40)
+    long = Preference("word " * 50, ("Yes, it is.", "No."))
+    same = Preference("Why?", tuple(f"{first} {'and so on ' * 40}" for first in ("Rain,", "Snow,")))
+    with pytest.warns(UserWarning, match="preferences have") as told:
+        encoded = model.encode([Preference("Hi", ("Hello.", "No.")), long, same])
+    assert len(encoded) == 3 and [e.length for e in encoded[1:]] == [40, 40]
+    cut, blurred = (str(warning.message) for warning in told)
+    assert cut.startswith("2 of 3 preferences have rows of more than 40 tokens") and cut.endswith(": 1, 2")
+    assert f"up to {max(e.cut for e in encoded)}" in cut
+    assert blurred.startswith("1 of 3 preferences have completions of the same tokens") and blurred.endswith(": 2")
+    assert model.rewards(encoded)[2].unique().numel() == 1
+
+
+@pytest.mark.parametrize("max_length", [0, 1, 513])
+def test_max_length_is_what_the_backbone_reads_at_most(tiny, max_length):
+    with pytest.raises(ValueError, match=f"from 2 to the backbone's 512: got {max_length}"):
+        RewardModel(tiny, max_length=max_length)
 
 
 def test_what_cannot_be_encoded_is_named_all_together(model, preferences):
     """Before anything is computed, with the index of each: not one at a time, in the middle of a run."""
     rows = [
         preferences[0],
-        replace(preferences[0], prompt="word " * 600),
+        replace(preferences[0], completions=("</s>", "No.")),
         preferences[1],
         replace(preferences[1], prompt="</s>"),
     ]
     with pytest.raises(PreferenceError) as raised:
         model.encode(rows)
     assert [problem.partition(": ")[0] for problem in raised.value.problems] == ["preference 1", "preference 3"]
-    assert "tokens" in raised.value.problems[0] and "special token '</s>'" in raised.value.problems[1]
+    assert "completion 0" in raised.value.problems[0] and "prompt" in raised.value.problems[1]
 
 
 # --- head, dropout, precision -------------------------------------------------------------------------------
@@ -267,16 +285,47 @@ def rows_of(model, preferences):
 
 @torch.no_grad()
 def test_transformers_gives_the_same_scores(exported, preferences):
-    """For a row alone, rows padded on the right, and, where positions are given, rows padded on the left."""
+    """For a row alone, and for rows padded on the right or left, whether or not positions are given."""
     model, theirs = exported
     rows, rewards = rows_of(model, preferences)
+    assert all(row[-1] == model.tokenizer.eos_token_id for row in rows)
     assert_close(torch.stack([theirs(row[None]).logits[0, 0] for row in rows]), rewards)
     for side in ("right", "left"):
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=0, padding_side=side)
         ones = [torch.ones_like(row) for row in rows]
         mask = torch.nn.utils.rnn.pad_sequence(ones, batch_first=True, padding_side=side)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
+        assert_close(theirs(ids, attention_mask=mask).logits[:, 0], rewards)
         assert_close(theirs(ids, attention_mask=mask, position_ids=positions).logits[:, 0], rewards)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backbone", ["tiny", "smollm2"])
+def test_folder_alone_gives_the_text_and_the_scores(request, backbone, tmp_path, preferences):
+    """As a stranger would use it: the folder's own tokenizer, its chat template, its defaults, and nothing of rmkit."""
+    torch.manual_seed(0)
+    model = RewardModel(request.getfixturevalue(backbone), max_length=256)
+    folder = model.save(tmp_path / "model")
+    theirs = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    dialogue = Preference(
+        "And hot?", ("Yes, mostly.", "No"), history=(("user", "What is tea?"), ("assistant", "A drink."))
+    )
+    pairs = [*preferences[:3], dialogue]
+    encoded = model.encode(pairs)
+    texts = [
+        tokenizer.apply_chat_template([*p.messages, {"role": "assistant", "content": c}], tokenize=False)
+        for p in pairs
+        for c in p.completions
+    ]
+    rows = [e.prompt + c for e in encoded for c in e.completions]
+    assert texts == [model.tokenizer.decode(row) for row in rows]
+    assert [tuple(ids) for ids in tokenizer(texts)["input_ids"]] == rows  # by default, without a second BOS
+    for side in ("right", "left"):
+        inputs = tokenizer(texts, padding=True, padding_side=side, return_tensors="pt")
+        assert_close(theirs(**inputs).logits[:, 0], model.rewards(encoded).flatten())
+    assert (tokenizer.truncation_side, tokenizer.model_max_length) == ("left", 256)
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1, "a file that others may not read"
 
 
 @torch.no_grad()
@@ -302,11 +351,14 @@ def test_export_says_what_servers_ask(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("settings", [{"pooling": "mean"}, {"head": "mlp"}], ids=str)
-def test_what_transformers_would_read_otherwise_is_no_classifier(tiny, tmp_path, settings):
-    """It has one way to pool: given the mean-pooled head as `score.weight`, it would score another token in silence."""
-    folder = RewardModel(tiny, **settings).save(tmp_path / "model")
-    assert not [name for name in load_file(folder / "model.safetensors") if name.startswith("score")]
-    assert "SequenceClassification" not in json.loads((folder / "config.json").read_text())["architectures"][0]
+def test_what_transformers_would_read_otherwise_it_cannot_load(tiny, tmp_path, preferences, settings):
+    """It has one way to pool and one head: another model's it would read wrong, or draw anew, and go on."""
+    model = RewardModel(tiny, **settings)
+    with pytest.warns(UserWarning, match="only rmkit loads this folder"):
+        folder = model.save(tmp_path / "model")
+    with pytest.raises(OSError, match="no file named model.safetensors"):
+        AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
+    assert_close(RewardModel.load(folder).rewards(preferences), model.rewards(preferences))
 
 
 def test_save_replaces_a_model_and_nothing_else(tiny, tmp_path, preferences):
@@ -315,11 +367,14 @@ def test_save_replaces_a_model_and_nothing_else(tiny, tmp_path, preferences):
     second.save(str(folder))
     assert_close(RewardModel.load(folder).rewards(preferences), second.rewards(preferences))
     (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter").write_text("one")
     (tmp_path / "notes").write_text("of a year")
+    (tmp_path / "empty").mkdir()
+    assert_close(RewardModel.load(second.save(tmp_path / "empty")).rewards(preferences), second.rewards(preferences))
     for name in ("thesis", "notes"):
         with pytest.raises(FileExistsError, match="is not a saved reward model: give another folder"):
             second.save(tmp_path / name)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "notes", "thesis"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "model", "notes", "thesis"]
     assert (tmp_path / "notes").read_text() == "of a year"
 
 
@@ -359,9 +414,44 @@ def test_interrupted_save_leaves_the_old_model(model, tmp_path, monkeypatch, pre
     assert_close(RewardModel.load(folder).rewards(preferences), expected)
 
 
+@pytest.mark.parametrize("renames", [1, 2])
+def test_death_between_two_renames_loses_no_model(model, tmp_path, preferences, renames):
+    """The one that was replaced, or the one that was to replace it, comes back when it is asked for."""
+    folder, expected = model.save(tmp_path / "model"), model.rewards(preferences)
+    work = tmp_path / ".model-abc"
+    work.mkdir()
+    folder.rename(work / "old")
+    if renames == 2:
+        model.save(work / "new")
+    assert_close(RewardModel.load(folder).rewards(preferences), expected)
+
+
+def test_eager_attention_scores_alike(model, preferences):
+    """It adds a mask where another implementation applies it: a shared row would be read as if nothing were hidden."""
+    long = Preference("Tell me. " * 40, ("Yes.", "No."))
+    expected = model.rewards([*preferences, long])
+    model.body.set_attn_implementation("eager")
+    assert_close(model.rewards([*preferences, long]), expected)
+
+
+def test_score_does_not_depend_on_the_place_in_the_list(tiny):
+    """Where rows are cut, they are cut alike for all completions."""
+    model = RewardModel(tiny, max_length=60)
+    with pytest.warns(UserWarning, match="lost their oldest"):
+        scores = model.score("Tell me. " * 30, ["Short.", "A much longer answer. " * 3] * 9)
+    assert_close(scores[::2], scores[:1].expand(9))
+    assert_close(scores[1::2], scores[1:2].expand(9))
+
+
 def drop_a_tensor(folder):
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.2.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors")
+
+
+def change(folder, name, how):
+    weights = load_file(folder / "model.safetensors")
+    how(weights[name])
     save_file(weights, folder / "model.safetensors")
 
 
@@ -369,6 +459,9 @@ DAMAGES = {
     "truncated weights": lambda folder: os.truncate(folder / "model.safetensors", 500_000),
     "no weights": lambda folder: (folder / "model.safetensors").unlink(),
     "a tensor missing": drop_a_tensor,
+    "a head drawn anew": lambda folder: change(folder, "score.weight", torch.nn.init.normal_),
+    "a layer of another model": lambda folder: change(folder, "model.layers.3.mlp.up_proj.weight", torch.zero_),
+    "another chat template": lambda folder: (folder / "chat_template.jinja").write_text("{{ messages[-1].content }}"),
     "half the settings": lambda folder: os.truncate(folder / "rmkit.json", 10),
     "settings of something else": lambda folder: (folder / "rmkit.json").write_text('{"pooling": "last"}'),
 }
