@@ -12,8 +12,10 @@ def bradley_terry(rewards: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
     rewards [B, K] fp32; ranks [B, K], 0 best, −1 for no completion → losses [B]. With K > 2 the mean over all
     pairs of the preference that were told apart, as InstructGPT does (arXiv:2203.02155, eq. 1); with K = 2
     the loss of Bradley and Terry (Biometrika 1952). Raises ValueError for a preference in which nothing was
-    told apart: this model has no probability for a tie.
+    told apart: this model has no probability for a tie; and where the shapes differ, which torch might broadcast.
     """
+    if rewards.shape != ranks.shape or rewards.ndim != 2:
+        raise ValueError(f"rewards and ranks are both [B, K]: got {list(rewards.shape)} and {list(ranks.shape)}")
     decisive = (ranks[:, :, None] < ranks[:, None, :]) & (
         ranks[:, :, None] >= 0
     )  # (B, K, K): i was judged better than j

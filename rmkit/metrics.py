@@ -27,8 +27,10 @@ def pairwise_accuracy(rewards: torch.Tensor, ranks: torch.Tensor) -> Accuracy:
     """The share of pairs, told apart by an annotator, in which the better completion got the higher reward.
 
     rewards, ranks [N, K], as in `bradley_terry`. Every pair weighs the same, equal rewards count half.
-    Raises ValueError where no pair was told apart, or a reward is not a number.
+    Raises ValueError where no pair was told apart, a reward is not a number, or the shapes differ.
     """
+    if rewards.shape != ranks.shape or rewards.ndim != 2:
+        raise ValueError(f"rewards and ranks are both [N, K]: got {list(rewards.shape)} and {list(ranks.shape)}")
     present = ranks >= 0
     if not torch.isfinite(rewards[present]).all():
         raise ValueError("a reward is not a finite number: accuracy would count it as wrong")
@@ -46,6 +48,10 @@ def pairwise_accuracy(rewards: torch.Tensor, ranks: torch.Tensor) -> Accuracy:
 
 def wilson_interval(successes: float, trials: int, z: float = 1.959964) -> tuple[float, float]:
     """The Wilson score interval of a share; `successes` may be fractional, since equal rewards count half."""
+    if not 0 <= successes <= trials or not trials:
+        raise ValueError(
+            f"an interval wants one trial or more, and from 0 to all successes: got {successes} of {trials}"
+        )
     share, shrink = successes / trials, 1 + z**2 / trials
     centre = (share + z**2 / (2 * trials)) / shrink
     half = z / shrink * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))

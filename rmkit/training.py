@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import gc
+import itertools
 import math
 import random
-import threading
+import re
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import pandas as pd
-import psutil
 import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from rmkit.batching import Encoded, ranks_tensor
+from rmkit.checkpoints import CheckpointError, Checkpoints, fingerprint, snapshot
 from rmkit.losses import bradley_terry
+from rmkit.memory import PeakMemory
 from rmkit.metrics import pairwise_accuracy
 from rmkit.model import RewardModel
 from rmkit.plots import plot_history
-from rmkit.preferences import Preference
+from rmkit.preferences import Preference, on_both_sides, require_preferences
+from rmkit.trunk import computed_once
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -32,7 +35,12 @@ REMEDY = "Try, in this order: a learning rate ten times lower; a longer warm-up;
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss, its gradient or a held-out reward is no longer a number. A step that failed has not touched the weights."""
+    """The loss, its gradient or a held-out reward is no longer a number. A step that failed has not touched the weights.
+
+    `history` is that of the run up to there.
+    """
+
+    history: History | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,7 @@ class History:
 
     steps: list[dict] = field(
         default_factory=list
-    )  # step, epoch, loss (nats), accuracy, learning_rate, grad_norm, tokens, seconds
+    )  # step, epoch, loss (nats), accuracy, learning_rate, grad_norm, tokens (a shared prompt once), seconds
     validations: list[dict] = field(default_factory=list)  # step, loss (nats), accuracy, low, high, pairs
     best_step: int = 0
     stopped: str = ""
@@ -92,8 +100,11 @@ class History:
 
     def table(self) -> pd.DataFrame:
         """One row a step; the columns that begin in `validation_` are filled where there was one."""
-        steps = pd.DataFrame(self.steps).set_index("step")
-        validations = pd.DataFrame(self.validations).set_index("step").add_prefix("validation_")
+        steps, validations = (
+            pd.DataFrame(records, columns=None if records else ["step"]).set_index("step")
+            for records in (self.steps, self.validations)
+        )
+        validations = validations.add_prefix("validation_")
         return steps.join(validations, how="outer")
 
     def plot(self):
@@ -107,51 +118,154 @@ def fit(
     validation: Sequence[Preference],
     config: TrainConfig = TrainConfig(),
     loss: Loss = bradley_terry,
+    checkpoint: str | Path | None = None,
 ) -> History:
     """Train `model` in place, and leave it as it was at its best validation.
 
     Best is the highest ranking accuracy and, of equals, the lowest loss. The model is measured before the
     first step, every `eval_every` steps and at the end. A step draws its preferences at random and works
     through them in micro-batches of like length whose gradients add up: exactly the whole batch's gradient.
-    Raises ValueError for data that the loss cannot use, NonFiniteLoss when training breaks down.
+    What frozen layers give is computed once (`rmkit.trunk`).
+    checkpoint: a folder. The run is kept there at every validation, and the same call goes on from what it finds
+        there, to the curve that it would have had; a run that was finished comes back at once.
+    Raises ValueError for data that the loss cannot use, or a loss that cannot be used, NonFiniteLoss, which carries the history so far, when training
+    breaks down, CheckpointError for a folder that cannot be used. Warns of a group that is on both sides.
     """
-    if not train or not validation:
-        raise ValueError(
-            f"fit wants preferences on both sides: got {len(train)} to train on, {len(validation)} to validate with"
-        )
-    for side in (train, validation):
-        ranks = ranks_tensor(side)
-        loss(torch.zeros(ranks.shape), ranks)  # complains of ties now, not in an hour
-    train_encoded, validation_encoded = model.encode(train), model.encode(validation)
-    steps_an_epoch = math.ceil(len(train) / config.batch_size)
-    total = config.max_steps or steps_an_epoch * config.epochs
-    accelerator = Accelerator(cpu=model.device.type == "cpu")
-    if accelerator.num_processes > 1:
-        raise NotImplementedError("fit trains in one process; start it without `accelerate launch`")
-    model, optimizer = accelerator.prepare(model, make_optimizer(model, config))
-    batches = draw_batches(len(train), config)
-    history, best = History(), _Best(config.patience)
-    with _PeakMemory(model.device) as memory, tqdm(total=total, desc="training", unit="step", mininterval=1) as bar:
-        for step in range(total + 1):
-            if step % (config.eval_every or steps_an_epoch) == 0 or step == total:
-                record = validate(model, validation_encoded, loss, config.micro_batch_size, step)
-                history.validations.append({"step": step, **record})
-                if best.is_enough(step, record, model) or step == total:
-                    break
-            rate = config.learning_rate * learning_rate_factor(step, total, config.warmup_ratio)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            record = _train_step(model, optimizer, accelerator, train_encoded, next(batches), loss, config, step + 1)
-            history.steps.append(
-                {"step": step + 1, "epoch": step // steps_an_epoch + 1, "learning_rate": rate, **record}
+    for argument, wanted in ((model, RewardModel), (config, TrainConfig)):
+        if not isinstance(argument, wanted):
+            raise TypeError(f"fit wants a {wanted.__name__} there: got {type(argument).__name__}")
+    for side, preferences in (("training", train), ("validation", validation)):
+        require_preferences(preferences)
+        if not preferences:
+            raise ValueError(
+                f"fit wants preferences on both sides: got {len(train)} to train on, {len(validation)} to validate with"
             )
-            history.seconds += record["seconds"]
-            bar.set_postfix(loss=f"{record['loss']:.3f}", refresh=False)
-            bar.update()
-    history.stopped = f"at the last step, {total}" if step == total else f"early, at step {step} of {total}"
-    history.best_step, history.peak_memory = best.step, memory.peak
-    best.restore(model)
-    return history
+        _try_loss(loss, side, ranks_tensor(preferences))
+    if both := on_both_sides(train, validation):
+        warnings.warn(
+            f"{len(both)} of {len(validation)} validation preferences have their prompt or group on both sides "
+            f"({validation[both[0]].group!r} for one): they will look better than they are. split_preferences keeps them apart",
+            stacklevel=2,
+        )
+    run = Run(model, model.encode(train), model.encode(validation), config, loss)
+    with contextlib.ExitStack() as during:
+        checkpoints = during.enter_context(Checkpoints(checkpoint, run.made_of())) if checkpoint else None
+        if checkpoints:
+            checkpoints.resume(run)
+        during.enter_context(computed_once(model, run.train + run.validation))
+        memory = during.enter_context(PeakMemory(model.device))
+        try:
+            run.go(checkpoints)
+        except NonFiniteLoss as error:
+            error.history = run.history
+            raise
+    run.history.peak_memory = max(run.history.peak_memory, memory.peak)
+    run.best.restore(model)
+    return run.history
+
+
+def _try_loss(loss: Loss, side: str, ranks: torch.Tensor) -> None:
+    """Complain of a loss that cannot be trained with now, not in an hour."""
+    rewards = torch.zeros(ranks.shape, requires_grad=True)
+    try:
+        losses = loss(rewards, ranks)
+    except ValueError as error:
+        raise ValueError(f"the loss cannot use the {side} preferences: {error}") from None
+    if not isinstance(losses, torch.Tensor) or losses.shape != ranks.shape[:1] or not losses.requires_grad:
+        got = f"{list(losses.shape)}" if isinstance(losses, torch.Tensor) else type(losses).__name__
+        raise ValueError(
+            f"the loss wants to be a tensor of one number a preference, {list(ranks.shape[:1])}, with a gradient to the "
+            f"rewards: got {got}. Leave the mean to fit, which weighs micro-batches of unlike size"
+        )
+
+
+class Run:
+    """One run of `fit`: what it is made of, and all that changes while it goes on."""
+
+    def __init__(
+        self, model: RewardModel, train: list[Encoded], validation: list[Encoded], config: TrainConfig, loss: Loss
+    ):
+        self.train, self.validation, self.config, self.loss = train, validation, config, loss
+        self.steps_an_epoch = math.ceil(len(train) / config.batch_size)
+        self.total = config.max_steps or self.steps_an_epoch * config.epochs
+        self.accelerator = Accelerator(device_placement=False)  # the model is where it was loaded to
+        if self.accelerator.num_processes > 1:
+            raise NotImplementedError("fit trains in one process; start it without `accelerate launch`")
+        self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, config))
+        self.optimizer.zero_grad()  # of half a step, where an earlier run was interrupted
+        self.step, self.history, self.best = 0, History(), _Best(config.patience)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is no step left to do, as of the last validation."""
+        return self.best.is_enough or self.step == self.total
+
+    def go(self, checkpoints: Checkpoints | None) -> None:
+        """From the step that the run is at to its end."""
+        batches = itertools.islice(draw_batches(len(self.train), self.config), self.step, None)
+        every = self.config.eval_every or self.steps_an_epoch
+        with tqdm(total=self.total, initial=self.step, desc="training", unit="step", mininterval=1) as bar:
+            while True:
+                if self.step % every == 0 or self.step == self.total:
+                    if not self.history.validations or self.history.validations[-1]["step"] < self.step:
+                        self._validate(checkpoints)
+                    if self.is_over:
+                        break
+                self._train(next(batches))
+                bar.set_postfix(loss=f"{self.history.steps[-1]['loss']:.3f}", refresh=False)
+                bar.update()
+        finished = self.step == self.total
+        self.history.stopped = (
+            f"at the last step, {self.step}" if finished else f"early, at step {self.step} of {self.total}"
+        )
+        self.history.best_step = self.best.step
+
+    def _validate(self, checkpoints: Checkpoints | None) -> None:
+        record = validate(self.model, self.validation, self.loss, self.config.micro_batch_size, self.step)
+        self.history.validations.append({"step": self.step, **record})
+        self.best.note(self.step, record, self.model)
+        if checkpoints:
+            try:
+                checkpoints.save(self.step, *snapshot(self))
+            except CheckpointError as error:
+                then = (
+                    "The run ends here" if self.is_over else "Training goes on, and tries again at the next validation"
+                )
+                warnings.warn(f"{error}. {then}", stacklevel=4)
+
+    def _train(self, indices: list[int]) -> None:
+        rate = self.config.learning_rate * learning_rate_factor(self.step, self.total, self.config.warmup_ratio)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        record = _train_step(
+            self.model, self.optimizer, self.accelerator, self.train, indices, self.loss, self.config, self.step + 1
+        )
+        epoch = self.step // self.steps_an_epoch + 1
+        self.step += 1
+        self.history.steps.append({"step": self.step, "epoch": epoch, "learning_rate": rate, **record})
+        self.history.seconds += record["seconds"]
+
+    def made_of(self) -> dict:
+        """What must be the same for a checkpoint to go on. Micro-batches may differ: the gradient does not depend on them."""
+        config = asdict(self.config)
+        config.pop("micro_batch_size")
+        frozen = {name: p for name, p in self.model.named_parameters() if not p.requires_grad}
+        ranks = ranks_tensor(
+            [e for _, e in sorted({e.ranks: e for e in self.train}.items())]
+        )  # every kind of judgement
+        with torch.no_grad():
+            losses = self.loss(torch.linspace(-2, 2, ranks.numel()).view(ranks.shape), ranks)
+        return {
+            **config,
+            **self.model.settings,
+            "backbone": self.model.backbone_name,
+            "revision": self.model.revision,
+            "loss": getattr(self.loss, "__qualname__", re.sub(r" at 0x\w+", "", repr(self.loss))),  # a partial, say
+            "losses of a sample": [f"{value:.5g}" for value in losses.tolist()],  # two of one name may differ
+            "training preferences": fingerprint(self.train),
+            "validation preferences": fingerprint(self.validation),
+            "frozen weights": fingerprint(frozen),
+        }
 
 
 def make_optimizer(model: RewardModel, config: TrainConfig) -> torch.optim.AdamW:
@@ -161,7 +275,8 @@ def make_optimizer(model: RewardModel, config: TrainConfig) -> torch.optim.AdamW
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate)
+    # fused: a third of the time on a CPU, and on a GPU no working copies of the moments
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, fused=True)
 
 
 def learning_rate_factor(step: int, total: int, warmup_ratio: float) -> float:
@@ -207,7 +322,7 @@ def _train_step(model, optimizer, accelerator, encoded, indices, loss, config, s
     by_length = sorted(indices, key=lambda i: encoded[i].length)
     for start in range(0, len(by_length), config.micro_batch_size):
         micro = by_length[start : start + config.micro_batch_size]
-        batch = model.collate([encoded[i] for i in micro])
+        batch = model.batch([encoded[i] for i in micro])
         rewards = model(batch)
         losses = loss(rewards, batch.ranks)
         if not torch.isfinite(losses).all():
@@ -249,50 +364,21 @@ class _Best:
     def __init__(self, patience: int | None):
         self.patience, self.waited, self.key, self.step, self.weights = patience, 0, (-1.0, 0.0), 0, {}
 
-    def is_enough(self, step: int, record: dict, model: RewardModel) -> bool:
-        """Take note of a validation; true when `patience` of them in a row had no better accuracy."""
+    @property
+    def is_enough(self) -> bool:
+        """Whether `patience` validations in a row had no better accuracy."""
+        return self.patience is not None and self.waited >= self.patience
+
+    def note(self, step: int, record: dict, model: RewardModel) -> None:
+        """Take note of a validation, and of the weights if it is the best so far."""
         key = (record["accuracy"], -record["loss"])
         self.waited = 0 if key[0] > self.key[0] else self.waited + 1
-        if key > self.key:
+        if key > tuple(self.key):
             self.key, self.step = key, step
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad:  # into the same memory every time: a second copy of a large model is dear
                     self.weights.setdefault(name, torch.empty_like(parameter, device="cpu")).copy_(parameter.detach())
-        return self.patience is not None and self.waited >= self.patience
 
     def restore(self, model: RewardModel) -> None:
         model.load_state_dict(self.weights, strict=False)
         model.eval()
-
-
-class _PeakMemory:
-    """The highest memory inside a `with`, in bytes: of this process on a CPU (asked 20 times a second), of tensors on a GPU."""
-
-    def __init__(self, device: torch.device):
-        self.device, self.peak, self._done = device, 0, threading.Event()
-
-    def __enter__(self):
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        else:
-            gc.collect()
-            with contextlib.suppress(
-                OSError, AttributeError, TypeError
-            ):  # glibc keeps what was freed: give it back, or it counts
-                ctypes.CDLL(None).malloc_trim(0)
-            self._thread = threading.Thread(target=self._watch, daemon=True)
-            self._thread.start()
-        return self
-
-    def _watch(self):
-        process, done = psutil.Process(), False
-        while not done:
-            self.peak = max(self.peak, process.memory_info().rss)
-            done = self._done.wait(0.05)
-
-    def __exit__(self, *_):
-        if self.device.type == "cuda":
-            self.peak = torch.cuda.max_memory_allocated(self.device)
-        else:
-            self._done.set()
-            self._thread.join()

@@ -13,6 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import get_linear_schedule_with_warmup
 
 from rmkit import (
+    History,
     NonFiniteLoss,
     RewardModel,
     TrainConfig,
@@ -24,7 +25,8 @@ from rmkit import (
     split_preferences,
 )
 from rmkit.batching import ranks_tensor
-from rmkit.training import _PeakMemory, draw_batches, learning_rate_factor
+from rmkit.memory import PeakMemory
+from rmkit.training import draw_batches, learning_rate_factor
 
 LEARNS = TrainConfig(learning_rate=3e-3, batch_size=16, micro_batch_size=16, max_steps=10)
 DESTROYS = TrainConfig(learning_rate=0.9, warmup_ratio=0, eval_every=1, patience=None, max_steps=4)
@@ -246,7 +248,7 @@ def test_weights_are_those_before_the_step_that_failed(make_model, few, what, ro
     def loss(rewards, ranks):
         nonlocal calls
         values = bradley_terry(rewards, ranks)
-        calls += rewards.requires_grad
+        calls += rewards.requires_grad and bool(rewards.any())  # of a training step, and not the trial before them
         if calls != 6:
             return values
         before.update(weights(model))
@@ -307,6 +309,21 @@ def test_several_processes_are_refused(make_model, few, monkeypatch):
     monkeypatch.setattr("accelerate.Accelerator.num_processes", 2)
     with pytest.raises(NotImplementedError, match="fit trains in one process"):
         fit(make_model(), *few)
+
+
+LOSSES = {
+    "the mean": (lambda rewards, ranks: bradley_terry(rewards, ranks).mean(), r"wants .*\[20\].* got \[\]"),
+    "one for each completion": (lambda rewards, ranks: rewards, r"got \[20, 2\]"),
+    "a number": (lambda rewards, ranks: 0.5, "got float"),
+    "detached": (lambda rewards, ranks: bradley_terry(rewards, ranks).detach(), "with a gradient to the rewards"),
+}
+
+
+@pytest.mark.parametrize(("loss", "said"), LOSSES.values(), ids=LOSSES)
+def test_loss_of_another_shape_is_refused(make_model, few, loss, said):
+    """Of a mean, fit would take the mean again: a gradient that is too small by the batch, and nothing to see."""
+    with pytest.raises(ValueError, match=said):
+        fit(make_model(), *few, loss=loss)
 
 
 def test_both_sides_are_wanted(make_model, few):
@@ -401,10 +418,16 @@ def test_history_as_a_table(history):
     assert table["validation_loss"].isna().tolist() == [False, True, True, False]
 
 
+def test_history_of_a_run_that_never_began_is_an_empty_table():
+    """As NonFiniteLoss carries it where the first validation fails."""
+    assert len(History().table()) == 0
+
+
 def test_history_counts_what_was_done(history, few, make_model):
+    """Tokens are those that a step computes, so a prompt counts once where its completions share a row."""
     encoded = make_model().encode(few[0])
-    tokens = sum(len(e.prompt) + len(completion) for e in encoded for completion in e.completions)
-    assert sum(step["tokens"] for step in history.steps) == tokens
+    once, each = sum(len(e.prompt) for e in encoded), sum(len(c) for e in encoded for c in e.completions)
+    assert once + each <= sum(step["tokens"] for step in history.steps) < 2 * once + each
     assert history.seconds == pytest.approx(sum(step["seconds"] for step in history.steps))
     assert min(step["seconds"] for step in history.steps) > 0
     assert history.peak_memory > 100e6  # bytes; torch alone takes as much
@@ -422,6 +445,6 @@ def test_history_as_a_figure(history):
 
 
 def test_peak_memory_of_the_shortest_run():
-    with _PeakMemory(torch.device("cpu")) as memory:
+    with PeakMemory(torch.device("cpu")) as memory:
         pass
     assert memory.peak > 0
