@@ -7,13 +7,17 @@ from rmkit.batching import Batch, Encoded, collate, encode
 from rmkit.model import RewardModel
 from rmkit.losses import bradley_terry
 from rmkit.metrics import Accuracy, pairwise_accuracy, wilson_interval
+from rmkit.trunk import Trunk, computed_once
+from rmkit.checkpoints import CheckpointError
 from rmkit.training import History, NonFiniteLoss, TrainConfig, fit
+from rmkit.diagnosis import diagnose
 from rmkit.lesson import claim, outcome, predict, start
 from rmkit.widgets import SliderFigure
 
 __all__ = [
-    "Accuracy", "Backbone", "BackboneUnavailable", "Batch", "Encoded", "History", "NonFiniteLoss", "Preference",
-    "PreferenceError", "RewardModel", "SliderFigure", "TrainConfig", "bradley_terry", "cache_folder", "claim", "collate",
-    "encode", "fit", "load_backbone", "load_preferences", "outcome", "pairwise_accuracy", "predict", "split_preferences",
-    "start", "wilson_interval",
+    "Accuracy", "Backbone", "BackboneUnavailable", "Batch", "CheckpointError", "Encoded", "History",
+    "NonFiniteLoss", "Preference", "PreferenceError", "RewardModel", "SliderFigure", "TrainConfig", "Trunk",
+    "bradley_terry", "cache_folder", "claim", "collate", "computed_once", "diagnose", "encode", "fit",
+    "load_backbone", "load_preferences", "outcome", "pairwise_accuracy", "predict", "split_preferences", "start",
+    "wilson_interval",
 ]  # fmt: skip
