@@ -152,10 +152,18 @@ def write(nb: nbformat.NotebookNode, path: Path) -> None:
 
 
 def run(path: Path) -> None:
-    """Execute the notebook in place and print what it cost, with its five slowest cells."""
+    """Execute the notebook in place and print what it cost, with its five slowest cells.
+
+    What it cost, and how fast this machine was just before, is stored for `python -m rmkit.doctor`.
+    """
+    from rmkit import doctor  # not above: it takes seconds, and neither lint nor pytest's conftest needs it
+
     nb = nbformat.read(path, as_version=4)
+    machine = {"device": doctor.device(), "speed_gflops": round(doctor.speed(doctor.device()), 1)}
     cost = execute(nb, path.resolve().parent)
     normalise(nb)
+    spent = {"seconds": round(cost["wall"], 1), "cpu_seconds": round(cost["cpu"], 1)}
+    nb.metadata["rmkit"] = machine | spent | {"peak_gb": round(cost["peak"] / 1e9, 2)}
     write(nb, path)
     if picture := readme_picture(nb):
         (ROOT / "notebooks" / "images" / f"{path.stem}.png").write_bytes(picture)

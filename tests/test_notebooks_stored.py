@@ -8,6 +8,7 @@ import pytest
 from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from rmkit import doctor
 from tests import notebook_tool
 
 NOTEBOOKS = sorted((notebook_tool.ROOT / "notebooks").glob("*.ipynb"))
@@ -127,6 +128,10 @@ def test_run_stores_a_notebook_that_passes_lint(tmp_path, capsys):
     notebook_tool.run(path)
     nb = nbformat.read(path, as_version=4)
     assert notebook_tool.lint(nb) == []
+    cost = nb.metadata.pop("rmkit")  # what rmkit.doctor makes minutes of
+    assert set(cost) == {"device", "speed_gflops", "seconds", "cpu_seconds", "peak_gb"} and cost["device"] == "cpu"
+    assert min(cost["speed_gflops"], cost["seconds"], cost["cpu_seconds"], cost["peak_gb"]) > 0
+    assert doctor.minutes(path) == ("nb (under 1 min)", None)
     assert nb.metadata == notebook_tool.METADATA
     assert [output.text for output in nb.cells[0].outputs] == ["a\nb\n"]
     assert len(nb.cells) == 2, "the cell that measures the cost was stored"
