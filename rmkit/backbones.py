@@ -237,7 +237,7 @@ def _from_pretrained(name: str, folder: str, **kwargs) -> tuple[PreTrainedModel,
     if report["missing_keys"]:
         raise ValueError(f"{name!r} is no whole language model: {sorted(report['missing_keys'])[0]} is missing")
     misfits = [key for key, *_ in report["mismatched_keys"]]
-    misfits += [key for key in report["unexpected_keys"] if ".layers." in key and key.endswith(".weight")]
+    misfits += [key for key in report["unexpected_keys"] if ".layers." in key and key.endswith((".weight", ".bias"))]
     if misfits:  # transformers would draw them anew, or leave layers out, and go on
         raise ValueError(f"the weights of {name!r} do not fit its config.json: {sorted(misfits)[0]} for one")
     return model, tokenizer

@@ -177,12 +177,13 @@ def collate(encoded: Sequence[Encoded], pad_token_id: int, per_row: int = 1) -> 
     rows = _rows(encoded, per_row)
     width = max(map(_width, rows))
     input_ids = torch.full((len(rows), width), pad_token_id)
-    position_ids = torch.arange(width).repeat(len(rows), 1)
+    position_ids = torch.zeros(len(rows), width, dtype=torch.long)  # of padding: 0, never the longest of the batch
     segment = torch.full((len(rows), width), PADDING)
     places = []  # (row, slot) of every completion
     for i, (prompt, completions) in enumerate(rows):
         start = len(prompt)
         input_ids[i, :start] = torch.tensor(prompt)
+        position_ids[i, :start] = torch.arange(start)
         segment[i, :start] = PROMPT
         for slot, completion in enumerate(completions, start=1):
             here = slice(start, start + len(completion))

@@ -75,7 +75,7 @@ def speed(device: str) -> float:
 
 def processor():
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"cores: {cores}, torch's threads: {torch.get_num_threads()}, measured: {speed('cpu'):.0f} GFLOP/s", None
+    return f"cores: {cores}, torch's threads: {torch.get_num_threads()}, measured now: {speed('cpu'):.0f} GFLOP/s", None
 
 
 def memory():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -103,6 +104,10 @@ class RewardModel(nn.Module):
         """What the head reads: one hidden state a completion, [B, K, H] in fp32."""
         if batch.hidden is None:
             hidden = self.run(self.body, batch)
+        elif self.trunk is None:
+            raise ValueError(
+                "this batch was made within computed_once, which has ended: make it again with model.batch"
+            )
         elif self.trunk.whole:
             return batch.hidden
         else:
@@ -203,10 +208,12 @@ class RewardModel(nn.Module):
         """Write body, head, tokenizer and settings to a folder, as safetensors. LoRA adapters are merged in.
 
         With last-token pooling and a linear head, `AutoModelForSequenceClassification.from_pretrained(folder)` gives
-        the same scores: of the text that the saved tokenizer's chat template writes for a dialogue, alone or padded on
+        the same scores, in fp32 as the weights are: of the text that the saved tokenizer's chat template writes for a dialogue, alone or padded on
         either side. (Where a completion begins with a line break that would merge with the prompt's, or a row is cut,
         for which rmkit looks at all completions of a prompt, pass the ids of `encode`.) Other settings warn that only rmkit loads them, and transformers finds no weights to load.
         The folder appears whole or not at all; one that is already there is replaced if it is a reward model.
+
+        Raises FileExistsError for a folder that holds anything else, ValueError for a model whose rewards are not finite.
         """
         folder = Path(folder)
         taken = next((path for path in (folder, *folder.parents) if path.is_file()), None)
@@ -254,13 +261,20 @@ class RewardModel(nn.Module):
             tokenizer.add_bos_token = False  # the template has written all special tokens that there are
         tokenizer.save_pretrained(folder)
         settings = {**self.settings, "backbone": self.backbone_name, "revision": self.revision}
-        probe = {"rewards": self._probe().tolist(), "autocast": self.autocast is not None}
-        (folder / SETTINGS).write_text(json.dumps({**settings, "probe": probe}, indent=1), "utf-8")
+        (folder / SETTINGS).write_text(json.dumps({**settings, "probe": self._probe()}, indent=1), "utf-8")
 
-    def _probe(self) -> torch.Tensor:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a max_length that is shorter than this text
-            return self.score(*PROBE)
+    def _probe(self) -> list[float]:
+        """The rewards of two texts, computed in fp32, so that every machine finds them again."""
+        autocast, self.autocast = self.autocast, None
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a max_length that is shorter than this text
+                rewards = self.score(*PROBE)
+        finally:
+            self.autocast = autocast
+        if not rewards.isfinite().all():
+            raise ValueError(f"this model gives a text the rewards {rewards.tolist()}: it is not worth keeping")
+        return rewards.tolist()
 
     @classmethod
     def load(cls, folder: str | Path) -> RewardModel:
@@ -292,12 +306,9 @@ class RewardModel(nn.Module):
             _fill(model.head, weights, "score." if linear else "head.")
             reading = "its scores"
             model.eval()
-            before, now = torch.tensor(probe["rewards"]), model._probe()
-            tolerance = 0.25 if probe["autocast"] or model.autocast else 1e-3  # bf16 alone moves a reward by 0.1
-            if not ((before - now).abs() <= tolerance * before.abs().clamp(min=1)).all():
-                raise ValueError(
-                    f"a text that it gave the rewards {before.tolist()} when it was saved gets {now.tolist()}"
-                )
+            now = model._probe()
+            if not all(math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-3) for a, b in zip(probe, now, strict=True)):
+                raise ValueError(f"a text that it gave the rewards {probe} when it was saved gets {now}")
         except Exception as error:
             what = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
             raise ValueError(f"the reward model in {folder} is damaged: {reading}: {what:.300}") from error
@@ -306,10 +317,13 @@ class RewardModel(nn.Module):
 
 def _recover(folder: Path) -> None:
     """Bring back the model that `save` was replacing when its process died between taking one away and putting one there."""
-    if not folder.exists():
-        for side in ("new", "old"):  # the settings are written last: where they are, all is
-            for settings in folder.parent.glob(f".{folder.name}-*/{side}/{SETTINGS}"):
-                settings.parent.rename(folder)
+    if not folder.exists() and folder.parent.is_dir():
+        # of this name and no longer one: tempfile's endings have eight letters
+        name = re.compile(re.escape(f".{folder.name}-") + "[a-z0-9_]{8}")
+        left = [path for path in folder.parent.iterdir() if name.fullmatch(path.name)]
+        for model in (path / side for side in ("new", "old") for path in left):
+            if (model / SETTINGS).is_file():  # the settings are written last: where they are, all is
+                model.rename(folder)
                 return
 
 
@@ -326,8 +340,16 @@ def _fill(module: nn.Module, weights: dict[str, torch.Tensor], prefix: str) -> N
 
 
 def _context(config: PretrainedConfig) -> int:
-    """Tokens a row at most. Where layers look back only so far, no further than that: then nothing looks further."""
-    return min(config.max_position_embeddings, getattr(config, "sliding_window", None) or math.inf)
+    """Tokens a row at most, such that no token's state depends on the length of another row.
+
+    Where layers look back only so far, no further than that. Where `longrope` (arXiv:2402.13753) turns all tokens of a
+    batch otherwise once a row of it is long, no further than where that begins.
+    """
+    limits = [config.max_position_embeddings, getattr(config, "sliding_window", None)]
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        limits.append(rope.get("original_max_position_embeddings"))
+    return min(limit for limit in limits if limit)
 
 
 def _some(indices: Sequence[int]) -> str:

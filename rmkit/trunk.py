@@ -30,6 +30,11 @@ from rmkit.smollm2 import cache_folder
 DEFAULT_GB = 2.0  # of disk, for all models and data sets together
 DIGEST = 16  # bytes in front of every entry, by which a damaged one is known
 OVERHEAD = 120  # bytes of an entry that are not states
+# of a config: what a name, a head or a generation wants, and no hidden state depends on
+UNIMPORTANT = (
+    "_name_or_path", "transformers_version", "dtype", "architectures", "problem_type", "id2label", "label2id",
+    "pad_token_id", "bos_token_id", "eos_token_id", "use_cache", "tie_word_embeddings",
+)  # fmt: skip
 
 
 class Trunk:
@@ -46,12 +51,11 @@ class Trunk:
 
     def __init__(self, model: RewardModel):
         self.model, self.body = model, model.body
-        trained = trained_layers(model)
-        if trained is None:
+        frozen = frozen_layers(model)
+        if not frozen:
             raise ValueError(
                 f"with trainable={model.settings['trainable']!r} no layer is frozen: there is nothing to keep"
             )
-        frozen = len(self.body.layers) - trained
         self.whole = frozen == len(self.body.layers)
         self.bottom = _part(self.body, slice(0, frozen), self.body.norm if self.whole else nn.Identity())
         self.top = _part(self.body, slice(frozen, None), self.body.norm)
@@ -71,7 +75,7 @@ class Trunk:
 
     def states(self, encoded: Sequence[Encoded]) -> list[list[torch.Tensor]]:
         """The parts of every preference, on the CPU: read where they are kept and sound, else computed and kept."""
-        states = [[_read(path) for path in self._paths(e)] for e in encoded]
+        states = [[self._read(path) for path in self._paths(e)] for e in encoded]
         missing = [i for i, parts in enumerate(states) if any(part is None for part in parts)]
         if missing:
             for i, parts in zip(missing, self._compute([encoded[i] for i in missing]), strict=True):
@@ -110,17 +114,21 @@ class Trunk:
         return [self.folder / name[:2] / name for name in names]
 
     def make_room(self, encoded: Sequence[Encoded]) -> None:
-        """Delete what these preferences do not need, the longest unused first, until what they still miss will fit."""
-        missing = [e for e in encoded if not all(path.is_file() for path in self._paths(e))]
-        needed = {path for e in encoded for path in self._paths(e)}
+        """Delete what these preferences do not need, the longest unused first, until what they still miss will fit.
+
+        Two processes at once may each fill the same room; the next one to begin deletes what is too much.
+        """
+        needed = {}  # each file once, whatever the number of judgements on a prompt, and the vectors that it holds
+        for e in encoded:
+            lengths = [1] * len(e.completions) if self.whole else [len(e.prompt), *map(len, e.completions)]
+            needed.update(zip(self._paths(e), lengths, strict=True))
         for path in needed:
             with contextlib.suppress(OSError):
                 os.utime(path)
         kept = [(path in needed, used, size, path) for path, used, size in _entries()]
         self.room = size_cap() - sum(size for _, _, size, _ in kept)
-        vectors = [len(e.completions) if self.whole else len(e.prompt) + sum(map(len, e.completions)) for e in missing]
-        entries = sum(len(self._paths(e)) for e in missing)
-        wanted = 4 * self.body.config.hidden_size * sum(vectors) + OVERHEAD * entries
+        size = self.body.config.hidden_size
+        wanted = sum(4 * size * vectors + OVERHEAD for path, vectors in needed.items() if not path.is_file())
         for is_needed, _, size, path in sorted(kept):
             if self.room >= (0 if is_needed else wanted):
                 break
@@ -135,17 +143,31 @@ class Trunk:
                 stacklevel=2,
             )
 
+    def _read(self, path: Path) -> torch.Tensor | None:
+        """An entry; None where there is none. One whose bytes are not those that were written is deleted."""
+        try:
+            content = path.read_bytes()
+            digest, blob = content[:DIGEST], content[DIGEST:]
+            if hashlib.blake2b(blob, digest_size=DIGEST).digest() == digest:
+                return safetensors.torch.load(blob)["states"]
+            path.unlink()
+            self.room += len(content)
+        except OSError:
+            pass
+        return None
+
     def _keep(self, path: Path, part: torch.Tensor) -> None:
         """Write an entry, whole or not at all. A disk that takes no more is told once; the training goes on without."""
         blob = safetensors.torch.save({"states": part})
-        if self.room < len(blob):
+        content = hashlib.blake2b(blob, digest_size=DIGEST).digest() + blob
+        if self.room < len(content) or path.is_file():  # there, as a prompt that two preferences share
             return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=path.parent, prefix="writing-") as work:
-                (Path(work) / path.name).write_bytes(hashlib.blake2b(blob, digest_size=DIGEST).digest() + blob)
+                (Path(work) / path.name).write_bytes(content)
                 os.replace(Path(work) / path.name, path)
-            self.room -= len(blob)
+            self.room -= len(content)
         except OSError as error:
             self.room = 0
             warnings.warn(
@@ -157,7 +179,7 @@ class Trunk:
     def _key(self) -> str:
         """A hash of all that the states depend on beside the tokens."""
         config = self.bottom.config.to_dict()
-        for unimportant in ("_name_or_path", "transformers_version", "dtype"):
+        for unimportant in UNIMPORTANT:
             config.pop(unimportant, None)
         setting = [config, str(self.model.autocast), self.model.device.type]
         if self.whole:
@@ -179,8 +201,7 @@ def computed_once(model: RewardModel, encoded: Sequence[Encoded]) -> Iterator[Tr
         model.trunk.make_room(encoded)
         yield model.trunk
         return
-    frozen = trained_layers(model) is not None and trained_layers(model) < len(model.body.layers)
-    if frozen and not getattr(model.body.config, "attention_dropout", 0) and size_cap():
+    if frozen_layers(model) and not getattr(model.body.config, "attention_dropout", 0) and size_cap():
         model.trunk = Trunk(model)
         try:
             model.trunk.make_room(encoded)
@@ -191,14 +212,12 @@ def computed_once(model: RewardModel, encoded: Sequence[Encoded]) -> Iterator[Tr
         yield None
 
 
-def trained_layers(model: RewardModel) -> int | None:
-    """How many layers at the top are not frozen; None where adapters or the embeddings train too."""
-    match model.settings["trainable"].split(":"):
-        case ["head"]:
-            return 0
-        case ["last", n]:
-            return int(n)
-    return None
+def frozen_layers(model: RewardModel) -> int:
+    """How many layers, counted from the embedding up, train nothing. The final norm counts with the last layer."""
+    *lower, last = model.body.layers
+    parts = [model.body.embed_tokens, *lower, nn.ModuleList([last, model.body.norm])]
+    trains = [any(p.requires_grad for p in part.parameters()) for part in parts]
+    return max(trains.index(True) - 1, 0) if any(trains) else len(model.body.layers)
 
 
 def trunk_folder() -> Path:
@@ -232,18 +251,6 @@ def _part(body: nn.Module, layers: slice, norm: nn.Module) -> nn.Module:
     return part
 
 
-def _read(path: Path) -> torch.Tensor | None:
-    """An entry, or None where there is none or its bytes are not those that were written."""
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return None
-    digest, blob = content[:DIGEST], content[DIGEST:]
-    if hashlib.blake2b(blob, digest_size=DIGEST).digest() != digest:
-        return None
-    return safetensors.torch.load(blob)["states"]
-
-
 def _entries() -> list[tuple[Path, float, int]]:
     """(path, time of last use, bytes) of everything that is kept, for any model."""
     entries = []
@@ -260,12 +267,13 @@ def main(arguments: list[str]) -> int:
     if arguments not in ([], ["clear"]):
         print("usage: python -m rmkit.trunk [clear]", file=sys.stderr)
         return 2
-    entries = _entries()
-    size = sum(size for _, _, size in entries)
+    before = _entries()
     if arguments:
         shutil.rmtree(trunk_folder(), ignore_errors=True)
-    verb = "deleted" if arguments else "kept"
-    print(f"{trunk_folder()}: {len(entries)} entries {verb}, {size / 1e6:.1f} MB of at most {size_cap() / 1e6:.0f} MB")
+        print(f"{trunk_folder()}: {len(before) - len(_entries())} of {len(before)} entries deleted")
+    else:
+        size = sum(size for _, _, size in before)
+        print(f"{trunk_folder()}: {len(before)} entries, {size / 1e6:.1f} MB of at most {size_cap() / 1e6:.0f} MB")
     return 0
 
 

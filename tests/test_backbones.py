@@ -153,6 +153,16 @@ def test_half_a_model_is_refused(changed):
         load_backbone(str(folder))
 
 
+def test_biases_that_the_config_does_not_know_are_refused(changed):
+    """transformers would leave them out, and go on."""
+    folder = changed()
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.self_attn.q_proj.bias"] = torch.ones(64)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"do not fit its config\.json: model\.layers\.1\.self_attn\.q_proj\.bias"):
+        load_backbone(str(folder))
+
+
 # --- pad token and chat template ----------------------------------------------------------------------------
 
 

@@ -178,7 +178,13 @@ def test_batch_by_hand():
         [0, 1, 1, -1, -1, -1],
         [0, 1, 1, -1, -1, -1],
     ]
-    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 5]] * 5
+    assert batch.position_ids.tolist() == [
+        [0, 1, 2, 3, 0, 0],
+        [0, 1, 2, 3, 4, 5],
+        [0, 1, 0, 0, 0, 0],
+        [0, 1, 2, 0, 0, 0],
+        [0, 1, 2, 0, 0, 0],
+    ]
     assert batch.row.tolist() == [[0, 1, 0], [2, 3, 4]]
     assert batch.slot.tolist() == [[1, 1, 1], [1, 1, 1]]
     assert batch.ranks.tolist() == [[0, 1, -1], [0, 1, 1]]

@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from rmkit import Preference, PreferenceError, RewardModel, load_preferences
+from rmkit import Preference, PreferenceError, RewardModel, load_backbone, load_preferences
 
 PARTS = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
 NORMS = ["input_layernorm", "post_attention_layernorm"]
@@ -273,7 +273,7 @@ def exported(request, tiny, tmp_path):
     """A saved model, and what transformers makes of the folder."""
     model = disturbed(tiny, trainable=request.param)
     folder = model.save(tmp_path / "model")
-    return model, AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1).eval()
+    return model, AutoModelForSequenceClassification.from_pretrained(folder).eval()
 
 
 def rows_of(model, preferences):
@@ -306,7 +306,7 @@ def test_folder_alone_gives_the_text_and_the_scores(request, backbone, tmp_path,
     torch.manual_seed(0)
     model = RewardModel(request.getfixturevalue(backbone), max_length=256)
     folder = model.save(tmp_path / "model")
-    theirs = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1).eval()
+    theirs = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     dialogue = Preference(
         "And hot?", ("Yes, mostly.", "No"), history=(("user", "What is tea?"), ("assistant", "A drink."))
@@ -346,7 +346,7 @@ def test_export_says_what_servers_ask(tiny, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     assert config["architectures"] == ["LlamaForSequenceClassification"]
     assert (config["problem_type"], config["pad_token_id"], config["eos_token_id"]) == ("regression", 0, 2)
-    assert len(config.get("id2label", "1")) == 1
+    assert len(config["id2label"]) == 1  # without it, transformers takes two
     assert load_file(folder / "model.safetensors")["score.weight"].shape == (1, 64)
 
 
@@ -357,7 +357,7 @@ def test_what_transformers_would_read_otherwise_it_cannot_load(tiny, tmp_path, p
     with pytest.warns(UserWarning, match="only rmkit loads this folder"):
         folder = model.save(tmp_path / "model")
     with pytest.raises(OSError, match="no file named model.safetensors"):
-        AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
+        AutoModelForSequenceClassification.from_pretrained(folder)
     assert_close(RewardModel.load(folder).rewards(preferences), model.rewards(preferences))
 
 
@@ -418,12 +418,60 @@ def test_interrupted_save_leaves_the_old_model(model, tmp_path, monkeypatch, pre
 def test_death_between_two_renames_loses_no_model(model, tmp_path, preferences, renames):
     """The one that was replaced, or the one that was to replace it, comes back when it is asked for."""
     folder, expected = model.save(tmp_path / "model"), model.rewards(preferences)
-    work = tmp_path / ".model-abc"
+    work = tmp_path / ".model-ab_c4567"
     work.mkdir()
     folder.rename(work / "old")
     if renames == 2:
         model.save(work / "new")
     assert_close(RewardModel.load(folder).rewards(preferences), expected)
+
+
+@pytest.mark.parametrize(("dead", "other"), [("run-2", "run"), ("run[1]", "run1")])
+def test_model_that_comes_back_is_no_other(model, tmp_path, dead, other):
+    """Where the name of one begins another's, or is a pattern that others match."""
+    work = tmp_path / f".{dead}-abcd1234"
+    work.mkdir()
+    model.save(tmp_path / dead).rename(work / "old")
+    with pytest.raises(FileNotFoundError, match="holds no saved reward model"):
+        RewardModel.load(tmp_path / other)
+    RewardModel.load(tmp_path / dead)
+
+
+def test_diverged_model_is_not_saved_over_a_good_one(model, tmp_path, preferences):
+    folder, expected = model.save(tmp_path / "model"), model.rewards(preferences)
+    with torch.no_grad():
+        model.head.weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="rewards .*nan.*: it is not worth keeping"):
+        model.save(folder)
+    assert_close(RewardModel.load(folder).rewards(preferences), expected)
+
+
+def test_saved_under_autocast_is_found_again_without(model, tmp_path):
+    """The probe is computed in fp32 on every machine, so that a damage stands out of no rounding."""
+    model.autocast = torch.bfloat16
+    folder = model.save(tmp_path / "model")
+    assert model.autocast is torch.bfloat16
+    assert RewardModel.load(folder).autocast is None
+
+
+def test_longrope_ends_where_a_reward_would_depend_on_its_company(tmp_path, tiny_folder, preferences):
+    """It turns all tokens of a batch otherwise as soon as one row is longer than the original context."""
+    rope = {
+        "rope_type": "longrope", "rope_theta": 1e4, "factor": 8.0, "original_max_position_embeddings": 64,
+        "short_factor": [1.0] * 8, "long_factor": [4.0] * 8,
+    }  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=1500, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=512, pad_token_id=0, rope_parameters=rope,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "long")
+    AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(tmp_path / "long")
+    model = RewardModel(load_backbone(str(tmp_path / "long")))
+    assert model.max_length == 64
+    with pytest.warns(UserWarning, match="lost their oldest"):
+        encoded = model.encode([preferences[0], Preference("Tell me of tea. " * 20, ("Yes.", "No, never."))])
+    assert_close(model.rewards(encoded)[:1], model.rewards(encoded[:1]))
 
 
 def test_eager_attention_scores_alike(model, preferences):

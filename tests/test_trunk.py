@@ -1,6 +1,8 @@
 """Protects: what frozen layers gave is never computed twice, never mixed up, and never changes a number."""
 
+import itertools
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,7 +11,7 @@ import pytest
 import torch
 
 from rmkit import Preference, RewardModel, TrainConfig, computed_once, fit, load_backbone, load_preferences
-from rmkit.trunk import Trunk, main, size_cap, trunk_folder
+from rmkit.trunk import OVERHEAD, Trunk, frozen_layers, main, size_cap, trunk_folder
 
 # The same completions under two prompts, three completions, seventeen (more than a row takes), and plain pairs.
 DATA = [
@@ -180,17 +182,20 @@ def test_store_stays_under_its_cap(make_model, monkeypatch, store, recwarn):
     with computed_once(model, first) as trunk:
         model.rewards(first)
     of_first = bytes_kept(store)
-    old = {path for e in first for path in trunk._paths(e)}
-    for path in old:
-        os.utime(path, (1, 1))
+    old = [trunk._paths(e) for e in first]
+    for used, paths in zip((5, 3, 1, 2, 4), old, strict=True):
+        for path in paths:
+            os.utime(path, (used, used))
     monkeypatch.setenv("RMKIT_TRUNK_GB", str(1.5 * of_first / 1e9))
     with computed_once(model, first[:1] + second) as trunk:
         for _ in range(2):
             model.rewards(first[:1] + second)
             assert trunk.computed == 5, "all that is needed was kept"
     assert bytes_kept(store) <= size_cap()
-    assert all(path.is_file() for path in trunk._paths(first[0]))
-    assert not all(path.is_file() for path in old)
+    there = [all(path.is_file() for path in paths) for paths in old]
+    assert there[0], "it was needed"
+    assert not there[2] and not there[3], "the longest unused"
+    assert there[4], "the last used of those that were not needed"
     monkeypatch.setenv("RMKIT_TRUNK_GB", str(of_first / 2e9))
     expected = model.rewards(first + second)
     with computed_once(model, first + second) as trunk:
@@ -198,6 +203,74 @@ def test_store_stays_under_its_cap(make_model, monkeypatch, store, recwarn):
         assert trunk.computed > 0
     assert "computed anew" in str(recwarn.pop(UserWarning).message)
     assert 0 < bytes_kept(store) <= size_cap()
+
+
+def test_what_judgements_share_is_kept_and_counted_once(make_model, monkeypatch, store, recwarn):
+    """All pairs of four answers to a prompt: five texts, not eighteen."""
+    model = make_model()
+    answers = ("A drink made of leaves.", "A drink.", "No idea at all", "Leaves, perhaps.")
+    pairs = [Preference("What is tea?", two) for two in itertools.combinations(answers, 2)]
+    encoded = model.encode(pairs)
+    with computed_once(model, encoded):
+        model.rewards(encoded)
+    need = bytes_kept(store)
+    shutil.rmtree(store)
+    monkeypatch.setenv("RMKIT_TRUNK_GB", str((need + 5 * OVERHEAD) / 1e9))
+    for computed in (6, 0):
+        with computed_once(model, encoded) as trunk:
+            model.rewards(encoded)
+            assert trunk.computed == computed
+    assert bytes_kept(store) == need and not recwarn.list
+
+
+def test_corrupt_entry_of_a_full_store_is_written_anew(make_model, monkeypatch, store):
+    model = make_model()
+    encoded = model.encode(DATA[:4])
+    with computed_once(model, encoded) as trunk:
+        model.rewards(encoded)
+        path = trunk._paths(encoded[1])[0]
+    path.write_bytes(b"x" * path.stat().st_size)
+    monkeypatch.setenv("RMKIT_TRUNK_GB", str((bytes_kept(store) + 10) / 1e9))
+    for computed in (1, 0):
+        with computed_once(model, encoded) as trunk:
+            model.rewards(encoded)
+            assert trunk.computed == computed
+    assert bytes_kept(store) <= size_cap()
+
+
+def test_a_model_saved_and_loaded_reads_what_was_kept(make_model, tmp_path):
+    model = make_model()
+    encoded = model.encode(DATA)
+    with computed_once(model, encoded):
+        model.rewards(encoded)
+    loaded = RewardModel.load(model.save(tmp_path / "model"))
+    with computed_once(loaded, encoded) as trunk:
+        loaded.rewards(encoded)
+        assert trunk.computed == 0
+
+
+def test_a_layer_that_the_user_trains_too_is_not_frozen(make_model):
+    model = make_model("head")
+    assert frozen_layers(model) == 4
+    model.body.layers[2].requires_grad_(True)
+    with computed_once(model, model.encode(DATA[:2])) as trunk:
+        assert not trunk.whole and len(trunk.top.layers) == 2
+        model(model.batch(model.encode(DATA[:2]))).sum().backward()
+    assert all(p.grad is not None for p in model.body.layers[2].parameters())
+    model.body.norm.requires_grad_(True)
+    model.body.layers[2].requires_grad_(False)
+    assert frozen_layers(model) == 3
+    model.body.embed_tokens.requires_grad_(True)
+    assert frozen_layers(model) == 0
+
+
+def test_batch_outlives_what_it_was_made_for(make_model):
+    model = make_model()
+    encoded = model.encode(DATA[:2])
+    with computed_once(model, encoded):
+        batch = model.batch(encoded)
+    with pytest.raises(ValueError, match="made within computed_once, which has ended"):
+        model(batch)
 
 
 def test_disk_that_takes_nothing_is_said_once_and_training_goes_on(make_model, store):
@@ -270,8 +343,8 @@ def test_command_says_and_clears(make_model, store, capsys):
         model.rewards(DATA)
     files = len([path for path in store.rglob("*") if path.is_file()])
     assert files == sum(len(p.completions) for p in DATA)
-    assert main([]) == 0 and f"{files} entries kept" in capsys.readouterr().out
+    assert main([]) == 0 and f"{files} entries, " in capsys.readouterr().out
     done = subprocess.run([sys.executable, "-m", "rmkit.trunk", "clear"], capture_output=True, text=True)
-    assert f"{files} entries deleted" in done.stdout and not store.exists()
-    assert main([]) == 0 and "0 entries" in capsys.readouterr().out
+    assert f"{files} of {files} entries deleted" in done.stdout and not store.exists()
+    assert main([]) == 0 and ": 0 entries, " in capsys.readouterr().out
     assert main(["wipe"]) == 2 and "usage" in capsys.readouterr().err
