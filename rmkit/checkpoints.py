@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections import defaultdict
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 STATE = "state.json"
 TENSORS = "tensors.safetensors"
+STEP = re.compile(r"step-\d{8}")
+WRITING = ".rmkit-writing-"  # how the folder begins in which a checkpoint is written: nobody else's
 
 
 class CheckpointError(RuntimeError):
@@ -45,7 +48,7 @@ class Checkpoints:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
-            for abandoned in self.folder.glob("writing-*"):  # by a run that was killed
+            for abandoned in self.folder.glob(f"{WRITING}*"):  # by a run that was killed
                 shutil.rmtree(abandoned, ignore_errors=True)
             tempfile.TemporaryFile(dir=self.folder).close()
         except filelock.Timeout:
@@ -64,7 +67,7 @@ class Checkpoints:
         Raises CheckpointError for a checkpoint that is damaged, and for one of another run, by what differs.
         """
         if found := self.load():
-            with self._damage(STATE):
+            with self._damage(f"{STATE} or {TENSORS}"):
                 restore(run, *found)
 
     def load(self) -> tuple[dict, dict[str, torch.Tensor]] | None:
@@ -74,6 +77,8 @@ class Checkpoints:
         last = self._steps()[-1]
         with self._damage(STATE):
             state = json.loads((last / STATE).read_text("utf-8"))
+            if state.pop("seal") != _seal(state):
+                raise ValueError("its text is not what was written")
             run, digest = dict(state.pop("run")), state.pop("digest")
         if differ := [
             f"{name}: {run.get(name)!r} there, {now!r} now" for name, now in self.run.items() if run.get(name) != now
@@ -92,12 +97,12 @@ class Checkpoints:
     def save(self, step: int, state: dict, tensors: dict[str, torch.Tensor]) -> None:
         """Write the checkpoint of `step`, then delete the one before. Raises CheckpointError, and keeps that one, where it cannot."""
         try:
-            with tempfile.TemporaryDirectory(dir=self.folder, prefix="writing-") as work:
+            with tempfile.TemporaryDirectory(dir=self.folder, prefix=WRITING) as work:
                 new = Path(work) / "new"
                 new.mkdir()
                 save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, new / TENSORS)
                 state = {"run": self.run, "digest": _digest(new / TENSORS), **state}
-                (new / STATE).write_text(json.dumps(state), "utf-8")
+                (new / STATE).write_text(json.dumps({"seal": _seal(state), **state}), "utf-8")
                 for path in (new / TENSORS, new / STATE, new):
                     _to_disk(path)
                 new.rename(self.folder / f"step-{step:08d}")
@@ -120,7 +125,7 @@ class Checkpoints:
         self._lock.release()
 
     def _steps(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*"))
+        return sorted(path for path in self.folder.glob("step-*") if STEP.fullmatch(path.name))
 
     def _forget_all_but_the_last(self) -> None:
         for old in self._steps()[:-1]:
@@ -156,7 +161,10 @@ def snapshot(run: Run) -> tuple[dict, dict[str, torch.Tensor]]:
 
 
 def restore(run: Run, state: dict, tensors: dict[str, torch.Tensor]) -> None:
-    """Make a run that has just begun the one that `snapshot` was taken of."""
+    """Make a run that has just begun the one that `snapshot` was taken of.
+
+    Raises ValueError, and changes nothing, where the tensors are not those that this run trains.
+    """
     parts, moments = defaultdict(dict), defaultdict(dict)
     for name, tensor in tensors.items():
         part, _, rest = name.partition("/")
@@ -164,15 +172,23 @@ def restore(run: Run, state: dict, tensors: dict[str, torch.Tensor]) -> None:
     for name, tensor in parts["optimizer"].items():
         i, _, moment = name.partition("/")
         moments[int(i)][moment] = tensor
+    trained = {name: p.shape for name, p in run.model.named_parameters() if p.requires_grad}
+    for weights in (parts["weights"], parts["best"] or parts["weights"]):
+        if {name: weight.shape for name, weight in weights.items()} != trained:
+            raise ValueError("its weights are not those that this model trains")
+    wanted = len(trained) if state["step"] else 0
+    if len(moments) != wanted or any(m.keys() != {"step", "exp_avg", "exp_avg_sq"} for m in moments.values()):
+        raise ValueError(f"it has not the moments of the {wanted} tensors that AdamW trained")
+    random, history, best = parts["random"]["cpu"], state["history"], state["best"]
+    history = {name: history[name] for name in asdict(run.history)}
+    best = {name: best[name] for name in ("key", "step", "waited")}
     run.step = state["step"]
-    for name in asdict(run.history):
-        setattr(run.history, name, state["history"][name])
-    for name in ("key", "step", "waited"):
-        setattr(run.best, name, state["best"][name])
+    vars(run.history).update(history)
+    vars(run.best).update(best)
     run.best.weights = parts["best"] or parts["weights"]
-    run.model.load_state_dict(parts["weights"], strict=False)
+    run.model.load_state_dict(parts["weights"], strict=False)  # of what trains: all that is frozen stays
     run.optimizer.load_state_dict(run.optimizer.state_dict() | {"state": moments})
-    torch.set_rng_state(parts["random"]["cpu"])
+    torch.set_rng_state(random)
     if run.model.device.type == "cuda" and "cuda" in parts["random"]:
         torch.cuda.set_rng_state(parts["random"]["cuda"], run.model.device)
 
@@ -187,6 +203,11 @@ def fingerprint(what: dict[str, torch.Tensor] | Sequence[Encoded]) -> str:
     else:
         digest.update(json.dumps([(e.prompt, e.completions, e.ranks) for e in what]).encode())
     return digest.hexdigest()[:32]
+
+
+def _seal(state: dict) -> str:
+    """Of a state as JSON writes it, before and after a file."""
+    return hashlib.blake2b(json.dumps(state).encode()).hexdigest()[:32]
 
 
 def _digest(path: Path) -> str:

@@ -12,7 +12,6 @@ from itertools import combinations
 
 import pandas as pd
 import torch
-from torch import nn
 
 from rmkit.batching import Encoded, ranks_tensor
 from rmkit.metrics import pairwise_accuracy, wilson_interval
@@ -65,7 +64,7 @@ def diagnose(
     head: zero, not finite, or as it was drawn: lost in saving (trl#1379, OpenRLHF#873, LLaMA-Factory#4379).
     accuracy: on `validation` where there is any, its 95 % interval reaches down to chance.
 
-    Every preference of the first set is tokenised; of more than 200 on a side, 200 are scored, the same ones on
+    Every preference is tokenised; of more than 200 on a side, 200 are scored, the same ones on
     every call, and six of them four times more, in fp32. The model and the random numbers stay as they were.
     Raises ValueError without preferences, PreferenceError for one that cannot be encoded.
     """
@@ -76,9 +75,9 @@ def diagnose(
         model.eval()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # `encode` warns of what the table says
-            encoded, held_out = model.encode(preferences), model.encode(_drawn(validation))
+            encoded, held_out = model.encode(preferences), model.encode(validation, "validation preference")
         seen = _Scored.by(model, _drawn(preferences), _drawn(encoded))
-        judged = _Scored.by(model, _drawn(validation), held_out) if validation else seen
+        judged = _Scored.by(model, _drawn(validation), _drawn(held_out)) if validation else seen
         model.autocast = None  # in bf16, padding alone moves a reward of SmolLM2 by 0.07
         findings = {
             "batch": _batch(model, seen),
@@ -257,15 +256,14 @@ def _saturated(sample: _Scored) -> Finding:
 
 
 def _head(model: RewardModel) -> Finding:
-    last = model.head[-1] if isinstance(model.head, nn.Sequential) else model.head
-    weight = last.weight.detach().cpu()
+    weight = model.last_layer.weight.detach().cpu()
     if not torch.isfinite(weight).all():
         return True, f"{(~torch.isfinite(weight)).sum()} of its {weight.numel()} weights are not finite"
     if not weight.any():
         return True, f"all of its {weight.numel()} weights are zero"
     if torch.equal(weight, model.fresh_head):
         return True, "it is as it was drawn: never trained, or lost when loading"
-    return False, f"its {weight.numel()} weights, of norm {weight.norm():.2g}, are not as they were drawn"
+    return False, f"its {weight.numel()} weights, of norm {weight.norm():.2g}, are not as this model drew them"
 
 
 def _accuracy(sample: _Scored, which: str) -> Finding:

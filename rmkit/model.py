@@ -86,12 +86,18 @@ class RewardModel(nn.Module):
         self.head = last if head == "linear" else nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), last)
         self.fresh_head = last.weight.detach().clone()  # by which `diagnose` knows one never trained, or lost
         self.head.to(self.device)
+        self.rewards_when_loaded: list[float] | None = None  # of two texts: two saved models of one backbone differ
         self.trunk: Trunk | None = None  # set while `computed_once`
         _set_trainable(self, trainable)
 
     @property
     def device(self) -> torch.device:
         return self.body.device
+
+    @property
+    def last_layer(self) -> nn.Linear:
+        """Of the head: what gives the reward."""
+        return self.head[-1] if isinstance(self.head, nn.Sequential) else self.head
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Rewards [B, K]; 0 where a preference has fewer than K completions."""
@@ -122,10 +128,11 @@ class RewardModel(nn.Module):
                 **text, attention_mask=batch.attention_mask, position_ids=batch.position_ids, use_cache=False
             ).last_hidden_state
 
-    def encode(self, preferences: Sequence[Preference]) -> list[Encoded]:
+    def encode(self, preferences: Sequence[Preference], called: str = "preference") -> list[Encoded]:
         """Token ids of all preferences. Raises PreferenceError with every one that cannot be encoded, by its index.
 
         Warns of rows that are cut to `max_length`, and of preferences whose completions are the same tokens.
+        called: what a message calls one of them.
         """
         require_preferences(preferences)
         encoded, problems = [], []
@@ -133,19 +140,19 @@ class RewardModel(nn.Module):
             try:
                 encoded.append(encode(preference, self.tokenizer, self.max_length))
             except ValueError as error:
-                problems.append(f"preference {i}: {error}")
+                problems.append(f"{called} {i}: {error}")
         if problems:
             raise PreferenceError(problems)
         if cut := [i for i, e in enumerate(encoded) if e.cut]:
             most = max(e.cut for e in encoded)
             warnings.warn(
-                f"{len(cut)} of {len(encoded)} preferences have rows of more than {self.max_length} tokens, and lost their "
+                f"{len(cut)} of {len(encoded)} {called}s have rows of more than {self.max_length} tokens, and lost their "
                 f"oldest ones, up to {most}: {_some(cut)}",
                 stacklevel=2,
             )
         if blurred := [i for i, e in enumerate(encoded) if e.is_blurred]:
             warnings.warn(
-                f"{len(blurred)} of {len(encoded)} preferences have completions of the same tokens that were judged "
+                f"{len(blurred)} of {len(encoded)} {called}s have completions of the same tokens that were judged "
                 f"differently, and nothing can be learned from that: {_some(blurred)}",
                 stacklevel=2,
             )
@@ -261,7 +268,9 @@ class RewardModel(nn.Module):
             tokenizer.add_bos_token = False  # the template has written all special tokens that there are
         tokenizer.save_pretrained(folder)
         settings = {**self.settings, "backbone": self.backbone_name, "revision": self.revision}
-        (folder / SETTINGS).write_text(json.dumps({**settings, "probe": self._probe()}, indent=1), "utf-8")
+        untrained = torch.equal(self.last_layer.weight.cpu(), self.fresh_head)
+        settings |= {"probe": self._probe(), "untrained": untrained}
+        (folder / SETTINGS).write_text(json.dumps(settings, indent=1), "utf-8")
 
     def _probe(self) -> list[float]:
         """The rewards of two texts, computed in fp32, so that every machine finds them again."""
@@ -291,7 +300,8 @@ class RewardModel(nn.Module):
         reading = SETTINGS
         try:
             settings = dict(json.loads((folder / SETTINGS).read_text("utf-8")))
-            probe, name, revision = (settings.pop(field) for field in ("probe", "backbone", "revision"))
+            fields = ("probe", "untrained", "backbone", "revision")
+            probe, untrained, name, revision = (settings.pop(field) for field in fields)
             reading = "config.json"
             body = AutoModel.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32).to(device)
             reading = OWN_WEIGHTS if (folder / OWN_WEIGHTS).is_file() else "model.safetensors"
@@ -309,6 +319,9 @@ class RewardModel(nn.Module):
             now = model._probe()
             if not all(math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-3) for a, b in zip(probe, now, strict=True)):
                 raise ValueError(f"a text that it gave the rewards {probe} when it was saved gets {now}")
+            model.rewards_when_loaded = probe
+            if untrained:
+                model.fresh_head = model.last_layer.weight.detach().cpu().clone()
         except Exception as error:
             what = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
             raise ValueError(f"the reward model in {folder} is damaged: {reading}: {what:.300}") from error

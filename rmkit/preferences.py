@@ -22,8 +22,10 @@ ROLES = ("system", "user", "assistant")
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 Turns = tuple[tuple[str, str], ...]  # (role, text), oldest first
 # A dialogue as one text, as HH-RLHF publishes it (Bai et al., 2022).
-TRANSCRIPT = re.compile(r"\n\nHuman:|Human:.*\n\nAssistant:", re.DOTALL)
-SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+TRANSCRIPT = re.compile(r"(\r?\n){2}Human:|Human:.*(\r?\n){2}Assistant:", re.DOTALL)
+SPEAKER = re.compile(r"(?:\A\s*|(?:\r?\n){2})(Human|Assistant):")
+AS_TEXT = " (a text that begins with a speaker's name is read as a dialogue; in a list of messages it is left as it is)"
+PROMPT_LIKE = {"question", "instruction", "input", "query", "problem", "context"}  # names that other sets have for it
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -35,7 +37,7 @@ class PreferenceError(ValueError):
 
     def __init__(self, problems: Sequence[str], usable: Sequence[Preference] = ()):
         self.problems, self.usable = list(problems), list(usable)
-        lines = [f"{len(problems)} problem{'s' * (len(problems) > 1)}; nothing was loaded:", *problems[:SHOWN_PROBLEMS]]
+        lines = [f"{len(problems)} problem{'s' * (len(problems) > 1)}; nothing is used:", *problems[:SHOWN_PROBLEMS]]
         if len(problems) > SHOWN_PROBLEMS:
             lines.append(f"… and {len(problems) - SHOWN_PROBLEMS} more (all are in .problems)")
         if usable:
@@ -117,7 +119,8 @@ def load_preferences(name_or_path: str | Path, split: str = "train") -> list[Pre
       the answers are one message of the assistant, or the whole dialogue again (UltraFeedback, binarized)
     - `chosen`, `rejected` alone: dialogues that differ in the last answer only, as messages or as transcripts (HH-RLHF:
       `\\n\\nHuman:` or `\\n\\nAssistant:` before every turn, and spaces, which are dropped); or plain texts: the prompt
-      is their longest common opening, as in TRL, but cut back to the last white space, which is dropped
+      is their longest common opening, as in TRL, but cut back to the last white space, which is dropped (in scripts
+      without it, to the last punctuation)
     - `prompt`, `completions`, `ranks`: two or more answers as above, a whole number for each: the smallest is best,
       equal is a tie
 
@@ -241,6 +244,8 @@ def _preference(row: dict, prompted: bool, faults: list[str]) -> Preference | No
     turns = next(iter(dialogues.values()))[:-1] or prompt
     if not turns and (prompted or not all(isinstance(cell, str) for cell in cells.values())):
         faults.append(_missing("prompt", row))
+    elif not turns and (other := present.keys() & PROMPT_LIKE):
+        faults.append(f"{_missing('prompt', row)}: rename {sorted(other)[0]}, if that is the prompt")
     elif not turns:
         turns, answers = _common_opening(answers, faults)
     elif isinstance(row.get("prompt"), str) and TRANSCRIPT.match(row["prompt"]):
@@ -266,6 +271,8 @@ def _judged(row: dict, present: dict, faults: list[str]) -> tuple[dict[str, obje
             faults.append(f"{field}: is {kind(present[field])}, not {kind(wanted())}")
     if not _is_size(margin := present.get("margin", 0)):
         faults.append(f"margin: is {margin!r:.40}, not a number from 0 up")
+    elif margin and present.get("tie") is True:
+        faults.append(f"margin: is {margin!r:.40}, where tie says that neither is better")
     is_pair = present.keys() & {"chosen", "rejected"}
     is_ranking = not is_pair and present.keys() & {"completions", "ranks"}
     fields = ("completions", "ranks") if is_ranking else ("chosen", "rejected")
@@ -294,7 +301,8 @@ def _disagreements(cells: dict[str, object], dialogues: dict[str, Turns], prompt
             yield f"{first} and {name}: are {kind(cells[first])} and {kind(cells[name])}, and must be of one kind"
         elif turns != shared:
             turn = [a != b for a, b in zip_longest(shared, turns)].index(True) + 1
-            yield f"{first} and {name}: differ before their last answer (turn {turn})"
+            as_text = AS_TEXT * isinstance(cells[name], str)
+            yield f"{first} and {name}: differ before their last answer (turn {turn}){as_text}"
     same, whole = _same_dialogue(prompt), _same_dialogue(shared)
     if shared and shared[-1][0] != "user":
         yield f"{first}: its last answer is to a turn of the {shared[-1][0]}, not of the user"
@@ -330,14 +338,18 @@ def _turns(field: str, cell: object, role: str, faults: list[str]) -> Turns:
     if len(faults) > known:
         return ()
     if messages[-1]["role"] != role:
-        faults.append(f"{field}: ends in a turn of the {messages[-1]['role']}, not of the {role}")
+        as_text = AS_TEXT * isinstance(cell, str)
+        faults.append(f"{field}: ends in a turn of the {messages[-1]['role']}, not of the {role}{as_text}")
     return tuple((message["role"], message["content"]) for message in messages)
 
 
 def _common_opening(texts: dict[str, str], faults: list[str]) -> tuple[Turns, dict[str, str]]:
-    """Plain texts as the prompt that they share and what follows in each, cut at the last shared white space."""
+    """Plain texts as the prompt that they share and what follows in each, cut at the last shared white space.
+
+    Or, in scripts that write none, at the last shared mark that is no letter.
+    """
     opening = os.path.commonprefix(list(texts.values()))
-    cut = re.match(r"(.*\s)?", opening, re.DOTALL).end()
+    cut = re.match(r"(.*\s|.*[^\w\s])?", opening, re.DOTALL).end()
     if not opening[:cut].strip():
         faults.append(
             f"{' and '.join(texts)}: share no opening that could be the prompt, and no column prompt is there"

@@ -25,7 +25,7 @@ WANTED = (
 def file_rows(path: Path) -> Iterator[tuple[str, dict | str]]:
     """(file:line, row), or (file:line, what is wrong with the line). `datasets` does not tell the line."""
     if not path.name.endswith((".jsonl", ".jsonl.gz")):
-        yield path.name, "is no .jsonl or .jsonl.gz file: rename it if it holds one JSON object a line"
+        yield path.name, "is no .jsonl or .jsonl.gz file: rename it if it holds one JSON object a line" + WANTED
         return
     number = 0
     try:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
@@ -66,6 +67,9 @@ class TrainConfig:
             if not holds:
                 raise ValueError(f"TrainConfig.{name} is {getattr(self, name)!r}; it wants {wanted}")
 
+        for name, value in list(vars(self).items()):
+            if isinstance(value, np.generic):  # of a sweep
+                object.__setattr__(self, name, value.item())
         for name in ("learning_rate", "warmup_ratio", "weight_decay", "max_grad_norm"):
             check(name, isinstance(getattr(self, name), (int, float)), "a number")
         check("learning_rate", 0 < self.learning_rate < 1, "a number between 0 and 1, such as 1e-5")
@@ -127,13 +131,17 @@ def fit(
     through them in micro-batches of like length whose gradients add up: exactly the whole batch's gradient.
     What frozen layers give is computed once (`rmkit.trunk`).
     checkpoint: a folder. The run is kept there at every validation, and the same call goes on from what it finds
-        there, to the curve that it would have had; a run that was finished comes back at once.
-    Raises ValueError for data that the loss cannot use, or a loss that cannot be used, NonFiniteLoss, which carries the history so far, when training
-    breaks down, CheckpointError for a folder that cannot be used. Warns of a group that is on both sides.
+        there, to the curve that it would have had; a run that was finished comes back at once. A head that was drawn
+        otherwise makes no other run: seeds want a folder each.
+    Raises ValueError for data that the loss cannot use, or a loss that cannot be used, PreferenceError for preferences
+    that cannot be encoded, NonFiniteLoss, which carries the history so far, when training breaks down, CheckpointError
+    for a folder that cannot be used. Warns of a group that is on both sides.
     """
     for argument, wanted in ((model, RewardModel), (config, TrainConfig)):
         if not isinstance(argument, wanted):
             raise TypeError(f"fit wants a {wanted.__name__} there: got {type(argument).__name__}")
+    if checkpoint is not None and not (isinstance(checkpoint, (str, Path)) and str(checkpoint)):
+        raise TypeError(f"checkpoint is a folder, or None to keep nothing: got {checkpoint!r:.80}")
     for side, preferences in (("training", train), ("validation", validation)):
         require_preferences(preferences)
         if not preferences:
@@ -147,7 +155,8 @@ def fit(
             f"({validation[both[0]].group!r} for one): they will look better than they are. split_preferences keeps them apart",
             stacklevel=2,
         )
-    run = Run(model, model.encode(train), model.encode(validation), config, loss)
+    encoded = (model.encode(train, "training preference"), model.encode(validation, "validation preference"))
+    run = Run(model, *encoded, config, loss)
     with contextlib.ExitStack() as during:
         checkpoints = during.enter_context(Checkpoints(checkpoint, run.made_of())) if checkpoint else None
         if checkpoints:
@@ -260,6 +269,7 @@ class Run:
             **self.model.settings,
             "backbone": self.model.backbone_name,
             "revision": self.model.revision,
+            "rewards when loaded": self.model.rewards_when_loaded,
             "loss": getattr(self.loss, "__qualname__", re.sub(r" at 0x\w+", "", repr(self.loss))),  # a partial, say
             "losses of a sample": [f"{value:.5g}" for value in losses.tolist()],  # two of one name may differ
             "training preferences": fingerprint(self.train),

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from rmkit import RewardModel, TrainConfig, fit, load_backbone, load_preferences, split_preferences
+from rmkit.checkpoints import WRITING
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.kill_tool"])
@@ -65,7 +66,7 @@ class Job:
 def without_time(history: dict) -> dict:
     """A history less what two equal runs differ in."""
     steps = [{name: value for name, value in step.items() if name != "seconds"} for step in history["steps"]]
-    other = ("seconds", "frozen_seconds", "peak_memory")
+    other = ("seconds", "peak_memory")
     rest = {name: value for name, value in history.items() if name not in other}
     return json.loads(json.dumps(rest | {"steps": steps}))
 
@@ -123,7 +124,7 @@ def kill_again_and_again(job: Job, kills: int, seed: int) -> Iterator[Kill]:
         if wanted > 1:
             pace = (marks[-1] - marks[1]) / (wanted - 1)
         if wanted and moments.random() < 0.25:
-            while process.is_alive() and not set(job.folder.glob("writing-*")) - set(before):
+            while process.is_alive() and not set(job.folder.glob(f"{WRITING}*")) - set(before):
                 time.sleep(LOOK)
             process.join(moments.random() * pace / 10)
         else:
@@ -134,7 +135,7 @@ def kill_again_and_again(job: Job, kills: int, seed: int) -> Iterator[Kill]:
         process.join()
         assert process.exitcode == -signal.SIGKILL
         left = set(job.folder.glob("*-*")) - set(before)
-        writing = any(path.name.startswith("writing-") for path in left) or len(list(job.folder.glob("step-*"))) > 1
+        writing = any(path.name.startswith(WRITING) for path in left) or len(list(job.folder.glob("step-*"))) > 1
         yield Kill(time.monotonic() - began, last_step(before), last_step(job.folder), writing)
     status = in_a_process(job.train)
     assert status == 0, job.result.with_suffix(".log").read_text()

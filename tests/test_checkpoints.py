@@ -35,7 +35,7 @@ from rmkit import (
     load_backbone,
     load_preferences,
 )
-from rmkit.checkpoints import Checkpoints, restore, snapshot
+from rmkit.checkpoints import STATE, TENSORS, WRITING, Checkpoints, _digest, _seal, restore, snapshot
 from rmkit.training import Run
 from rmkit.trunk import Trunk
 
@@ -200,7 +200,7 @@ def die_in_the_tensors(job, number, size):
 @pytest.mark.parametrize("size", [0, 100_000])
 def test_dead_in_the_middle_of_a_file(job, curves, size):
     assert in_a_process(die_in_the_tensors, job, 3, size) == -signal.SIGXFSZ
-    (half,) = [path for path in job.folder.glob("writing-*/**/*") if path.is_file()]
+    (half,) = [path for path in job.folder.glob(f"{WRITING}*/**/*") if path.is_file()]
     assert half.stat().st_size <= size
     assert last_step(job.folder) == 2
     assert_same(run(job), curves(job))
@@ -477,15 +477,17 @@ def test_full_disk_is_warned_of_and_the_training_goes_on(job, curves, number, ke
 
 
 def rewrite(path, change):
-    """Change what a checkpoint holds, and leave it readable."""
-    if path.suffix == ".json":
-        state = json.loads(path.read_text())
+    """Change what a checkpoint holds as another version of rmkit might have written it: whole, and under its digests."""
+    state = json.loads((path.parent / STATE).read_text())
+    state.pop("seal")
+    if path.name == STATE:
         change(state)
-        path.write_text(json.dumps(state))
     else:
         tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
         change(tensors)
         save_file(tensors, path)
+        state["digest"] = _digest(path)
+    (path.parent / STATE).write_text(json.dumps({"seal": _seal(state), **state}))
 
 
 def flip(path):
@@ -494,7 +496,6 @@ def flip(path):
     path.write_bytes(content)
 
 
-STATE, TENSORS = "state.json", "tensors.safetensors"
 DAMAGE = {
     "tensors cut in half": (TENSORS, lambda path: os.truncate(path, path.stat().st_size // 2)),
     "tensors empty": (TENSORS, lambda path: os.truncate(path, 0)),
@@ -503,6 +504,10 @@ DAMAGE = {
     "a weight missing": (TENSORS, lambda path: rewrite(path, lambda t: t.pop("weights/head.weight"))),
     "a moment missing": (TENSORS, lambda path: rewrite(path, lambda t: t.pop("optimizer/0/exp_avg"))),
     "random state missing": (TENSORS, lambda path: rewrite(path, lambda t: t.pop("random/cpu"))),
+    "a weight of another name": (TENSORS, lambda path: rewrite(path, lambda t: t.update({"weights/neck": t.pop("weights/head.weight")}))),
+    "a weight of another shape": (TENSORS, lambda path: rewrite(path, lambda t: t.update({"weights/head.weight": torch.zeros(1, 3)}))),
+    "all moments missing": (TENSORS, lambda path: rewrite(path, lambda t: [t.pop(name) for name in list(t) if name.startswith("optimizer/")])),
+    "a digit of the state": (STATE, lambda path: path.write_text(path.read_text().replace('"step": 4,', '"step": 6,'))),
     "state cut": (STATE, lambda path: os.truncate(path, 20)),
     "state garbage": (STATE, lambda path: path.write_bytes(b"\xff\x00{")),
     "state a list": (STATE, lambda path: path.write_text("[]")),
@@ -614,6 +619,32 @@ def test_models_of_one_name_are_told_apart_by_their_weights(tmp_path, tiny_folde
     fit(RewardModel(load_backbone(str(tiny_folder))), data[:8], data[8:12], config, checkpoint=tmp_path / "run")
     with pytest.raises(CheckpointError, match="revision"):
         fit(RewardModel(load_backbone(str(other))), data[:8], data[8:12], config, checkpoint=tmp_path / "run")
+
+
+def test_two_saved_models_of_one_backbone_are_told_apart(tmp_path, tiny_folder):
+    data, config = load_preferences("json_vs_text"), TrainConfig(max_steps=1)
+    folders = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        folders.append(RewardModel(load_backbone(str(tiny_folder))).save(tmp_path / f"model {seed}"))
+    first, again = (
+        fit(RewardModel.load(folders[0]), data[:8], data[8:12], config, checkpoint=tmp_path / "run") for _ in range(2)
+    )
+    assert again.steps == first.steps
+    with pytest.raises(CheckpointError, match="rewards when loaded"):
+        fit(RewardModel.load(folders[1]), data[:8], data[8:12], config, checkpoint=tmp_path / "run")
+
+
+def test_what_else_is_in_the_folder_is_left_alone(job, curves):
+    """A user's own things, of whatever name, and a copy that was put beside a checkpoint."""
+    for name in ("writing-samples", "step-by-step", "step-00000004.bak"):
+        (job.folder / name).mkdir(parents=True)
+        (job.folder / name / "mine").write_text("of a year")
+    with pytest.raises(KeyboardInterrupt):
+        run(job, at_call(10, ctrl_c))
+    assert_same(run(job, at_call(), seed=99), curves(job))
+    for name in ("writing-samples", "step-by-step", "step-00000004.bak"):
+        assert (job.folder / name / "mine").read_text() == "of a year"
 
 
 def test_losses_of_one_name_are_told_apart_by_what_they_give(tmp_path, tiny_folder):

@@ -84,6 +84,22 @@ def test_untrained_model_lacks_its_training_alone(tiny, few):
         assert (table["remedy"] != "").tolist() == table["found"].tolist()
 
 
+def test_untrained_head_is_still_known_after_loading(tiny, few, tmp_path):
+    loaded = RewardModel.load(RewardModel(tiny).save(tmp_path / "model"))
+    assert "head" in found(diagnose(loaded, few[0]))
+
+
+def test_fault_is_named_by_the_callers_index_and_side(model, split):
+    """Also where a sample is scored, and of rows that are not in it."""
+    rows = list(split[0][:250])
+    for i in range(0, 250, 10):
+        rows[i] = replace(rows[i], completions=("b</s>", "c"))
+    with pytest.raises(PreferenceError) as raised:
+        diagnose(model, split[0][:5], rows)
+    named = [int(problem.removeprefix("validation preference ").split(":")[0]) for problem in raised.value.problems]
+    assert named == list(range(0, 250, 10))
+
+
 def test_bf16_is_no_fault(model, few):
     """Where the body computes in bf16, a reward moves a little with its batch, and the probes do without."""
     model.autocast = torch.bfloat16

@@ -17,7 +17,8 @@ import pytest
 from datasets.packaged_modules.json.json import Json
 
 from rmkit import Preference, PreferenceError, load_preferences, split_preferences
-from rmkit.rows import MAX_LINE_BYTES
+from rmkit.preferences import AS_TEXT
+from rmkit.rows import MAX_LINE_BYTES, WANTED
 
 GOOD = {"prompt": "What is tea?", "chosen": "A drink.", "rejected": "No idea."}
 TEA = Preference("What is tea?", ("A drink.", "No idea."))
@@ -149,6 +150,33 @@ def test_implicit_prompt_of_plain_texts(write, opening, chosen, rejected):
     assert found == Preference(shared, tuple(texts))
 
 
+def test_implicit_prompt_in_a_script_without_spaces(write):
+    """The cut is then after the last mark that both share."""
+    row = {
+        "chosen": "问题：天空为什么是蓝色的？回答：不是瑞利。",
+        "rejected": "问题：天空为什么是蓝色的？回答：不知道。",
+    }
+    (found,) = load_preferences(write(row))
+    assert found == Preference("问题：天空为什么是蓝色的？回答：", ("不是瑞利。", "不知道。"))
+
+
+def test_prompt_under_another_name_is_not_guessed(write):
+    """Two answers may begin alike by chance: where a column looks like the prompt, that is no implicit one."""
+    rows = [{name: "What sat?", "chosen": "The cat sat", "rejected": "The dog sat"} for name in ("question", "input")]
+    assert problems(write(*rows)) == [
+        f"my.jsonl:{i}: prompt: is missing (the row has {name}, chosen, rejected): rename {name}, if that is the prompt"
+        for i, name in enumerate(("question", "input"), start=1)
+    ]
+
+
+@pytest.mark.parametrize("line_break", ["\n", "\r\n"])
+def test_transcript_of_windows(write, line_break):
+    text = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: tea?\n\nAssistant:"
+    rows = {name: f"{text} {name}".replace("\n", line_break) for name in ("chosen", "rejected")}
+    (found,) = load_preferences(write(rows))
+    assert found == Preference("tea?", ("chosen", "rejected"), history=(("user", "hi"), ("assistant", "hello")))
+
+
 def test_ranking_is_put_in_order(write):
     """Any order, any spacing, ties; answers that are equal and rank equally; the order of a tie is the file's."""
     row = {"prompt": "p", "completions": ["c", "a", "b", "d", "a"], "ranks": [10, 2, 2, 11, 2]}
@@ -248,7 +276,7 @@ def test_hh_every_row_is_accounted_for(hh, hh_rows, hh_rlhf_path):
     assert [problem.split(": ")[0] for problem in hh.problems] == [f"{hh_rlhf_path.name}:{i + 1}" for i in faulty]
     assert all(re.search(r": (chosen|rejected) turn \d+: is empty$", problem) for problem in hh.problems)
     assert len(hh.usable) == len(hh_rows) - len(faulty)
-    assert f"4 problems; nothing was loaded (rows without fault, in .usable: {len(hh.usable)}):\n" in str(hh)
+    assert f"4 problems; nothing is used (rows without fault, in .usable: {len(hh.usable)}):\n" in str(hh)
 
 
 def test_hh_turns_rebuild_the_transcripts(hh, hh_rows):
@@ -281,7 +309,8 @@ def test_hh_dialogues_that_share_an_opening_share_a_group(hh, hh_rows):
 
 ASK, ANSWER = said("user", "Hi"), said("assistant", "Yes")
 DIALOGUE = {"chosen": [ASK, ANSWER], "rejected": [ASK, said("assistant", "No")]}
-HUMAN, RANKING = "\n\nHuman: Hi", {"prompt": "p", "completions": ["a", "b", "c"], "ranks": [0, 1, 2]}
+HUMAN, ROBOT = "\n\nHuman: Hi", "\n\nAssistant:"
+RANKING = {"prompt": "p", "completions": ["a", "b", "c"], "ranks": [0, 1, 2]}
 NO_NUMBER = "a number from 0 up"
 SAME = "are the same text, so there is nothing to learn from them"
 FAULTS = [  # (a row, what is said of it after file and line)
@@ -320,12 +349,14 @@ FAULTS = [  # (a row, what is said of it after file and line)
     (DIALOGUE | {"prompt": [ASK, ANSWER, ASK]}, ["prompt: is not what the dialogue of chosen says before its last answer"]),
     # transcripts
     ({"chosen": f"{HUMAN}\n\nAssistant: Yes", "rejected": f"{HUMAN}\n\nAssistant:  "}, ["rejected turn 2: is empty"]),
-    ({"chosen": f"{HUMAN}\n\nAssistant: Yes", "rejected": HUMAN}, ["rejected: ends in a turn of the user, not of the assistant"]),
-    ({"chosen": f"{HUMAN}\n\nAssistant: a{HUMAN}\n\nAssistant: b", "rejected": f"{HUMAN}\n\nAssistant: a\n\nHuman: Ho\n\nAssistant: b"}, ["chosen and rejected: differ before their last answer (turn 3)"]),
-    ({"chosen": f"{HUMAN}\n\nAssistant: Yes", "rejected": "No"}, ["chosen and rejected: differ before their last answer (turn 1)"]),
-    (GOOD | {"prompt": f"{HUMAN}\n\nAssistant: Yes"}, ["prompt: ends in a turn of the assistant, not of the user"]),
+    ({"chosen": f"{HUMAN}\n\nAssistant: Yes", "rejected": HUMAN}, [f"rejected: ends in a turn of the user, not of the assistant{AS_TEXT}"]),
+    ({"chosen": f"{HUMAN}\n\nAssistant: a{HUMAN}\n\nAssistant: b", "rejected": f"{HUMAN}\n\nAssistant: a\n\nHuman: Ho\n\nAssistant: b"}, [f"chosen and rejected: differ before their last answer (turn 3){AS_TEXT}"]),
+    ({"chosen": f"{HUMAN}\n\nAssistant: Yes", "rejected": "No"}, [f"chosen and rejected: differ before their last answer (turn 1){AS_TEXT}"]),
+    (GOOD | {"prompt": f"{HUMAN}\n\nAssistant: Yes"}, [f"prompt: ends in a turn of the assistant, not of the user{AS_TEXT}"]),
     (GOOD | {"prompt": "\n\nHuman:"}, ["prompt: is empty"]),
     ({"prompt": f"{HUMAN}\n\nAssistant:", "chosen": "a", "rejected": " a"}, [f"chosen and rejected: {SAME}"]),
+    (GOOD | {"prompt": f"Human: hi{ROBOT} hello\n\nWhich is politer?"}, [f"prompt: ends in a turn of the assistant, not of the user{AS_TEXT}"]),
+    (GOOD | {"chosen": f"Human: hi{ROBOT} hello"}, [f"chosen and rejected: differ before their last answer (turn 1){AS_TEXT}", "prompt: is not what the dialogue of chosen says before its last answer"]),
     # rankings
     (RANKING | {"prompt": None}, ["prompt: is null (the row has completions, ranks)"]),
     ({"prompt": "p", "ranks": [0, 1]}, ["completions: is missing (the row has prompt, ranks)"]),
@@ -352,6 +383,7 @@ FAULTS = [  # (a row, what is said of it after file and line)
     (GOOD | {"margin": True}, [f"margin: is True, not {NO_NUMBER}"]),
     (GOOD | {"margin": float("nan")}, [f"margin: is nan, not {NO_NUMBER}"]),
     (GOOD | {"margin": float("inf")}, [f"margin: is inf, not {NO_NUMBER}"]),
+    (GOOD | {"margin": 3, "tie": True}, ["margin: is 3, where tie says that neither is better"]),
     (GOOD | {"domain": 0}, ["domain: is a number, not text"]),
     (GOOD | {"group": ["a"]}, ["group: is a list, not text"]),
     (DIALOGUE | {"chosen": [ASK], "margin": -1}, [f"margin: is -1, not {NO_NUMBER}", "chosen: ends in a turn of the user, not of the assistant"]),
@@ -395,7 +427,7 @@ def test_all_faults_are_told_together(write):
     """Nobody wants to mend a file of thousands of rows one run a row; the message stays short all the same."""
     path = write(*(row for row, _ in FAULTS), GOOD)
     expected = sum(len(said) for _, said in FAULTS)
-    head = f"{expected} problems; nothing was loaded (rows without fault, in .usable: 1):\n"
+    head = f"{expected} problems; nothing is used (rows without fault, in .usable: 1):\n"
     with pytest.raises(PreferenceError, match=f"^{re.escape(head)}") as raised:
         load_preferences(path)
     assert len(raised.value.problems) == expected
@@ -405,7 +437,7 @@ def test_all_faults_are_told_together(write):
 
 
 def test_nothing_usable_is_not_offered(write):
-    assert str(refused(write(b"{"))).startswith("1 problem; nothing was loaded:\n  my.jsonl:1: is not")
+    assert str(refused(write(b"{"))).startswith("1 problem; nothing is used:\n  my.jsonl:1: is not")
 
 
 def test_long_names_of_columns_stay_in_a_line(write):
@@ -469,8 +501,12 @@ def test_damaged_gzip_says_how_far_it_was_read(write):
     [
         ("my.jsonl.gz", "my.jsonl", "is compressed with gzip: rename it to end in .jsonl.gz"),
         ("my.jsonl", "my.jsonl.gz", "cannot be read: Not a gzipped file (b'{\"')"),
-        ("my.jsonl", "my.csv", "is no .jsonl or .jsonl.gz file: rename it if it holds one JSON object a line"),
-        ("my.jsonl.gz", "my.gz", "is no .jsonl or .jsonl.gz file: rename it if it holds one JSON object a line"),
+        ("my.jsonl", "my.csv", "is no .jsonl or .jsonl.gz file: rename it if it holds one JSON object a line" + WANTED),
+        (
+            "my.jsonl.gz",
+            "my.gz",
+            "is no .jsonl or .jsonl.gz file: rename it if it holds one JSON object a line" + WANTED,
+        ),
     ],
 )
 def test_wrong_ending_is_said(write, written, renamed, fault):

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from itertools import islice, pairwise
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -15,6 +16,8 @@ from transformers import get_linear_schedule_with_warmup
 from rmkit import (
     History,
     NonFiniteLoss,
+    Preference,
+    PreferenceError,
     RewardModel,
     TrainConfig,
     bradley_terry,
@@ -353,6 +356,25 @@ BAD = {
 def test_config_refuses_by_name(field, value):
     with pytest.raises(ValueError, match=rf"^TrainConfig\.{field} is {value!r}; it wants a"):
         TrainConfig(**{field: value})
+
+
+def test_numbers_of_a_sweep_are_numbers():
+    config = TrainConfig(batch_size=np.int64(4), learning_rate=np.float32(0.5), seed=np.int32(3))
+    assert config == TrainConfig(batch_size=4, learning_rate=0.5, seed=3)
+    assert [type(value) for value in (config.batch_size, config.learning_rate, config.seed)] == [int, float, int]
+
+
+@pytest.mark.parametrize("folder", ["", True, 3])
+def test_checkpoint_that_is_no_folder_is_refused(make_model, few, folder):
+    with pytest.raises(TypeError, match=f"checkpoint is a folder, or None to keep nothing: got {folder!r}"):
+        fit(make_model(), *few, checkpoint=folder)
+
+
+@pytest.mark.parametrize("side", ["training", "validation"])
+def test_faulty_preference_is_named_by_its_side(make_model, few, side):
+    bad = [*few[0][:2], Preference("a", ("b</s>", "c"))]
+    with pytest.raises(PreferenceError, match=f"{side} preference 2: "):
+        fit(make_model(), *((bad, few[1]) if side == "training" else (few[0], bad)))
 
 
 def test_every_setting_has_a_value_that_is_refused():

@@ -15,6 +15,7 @@ from itertools import chain
 from pathlib import Path
 
 from rmkit import TrainConfig
+from rmkit.checkpoints import WRITING
 from tests.kill_tool import Job, in_a_process, kill_again_and_again
 
 ROWS = (slice(0, 320, 8), slice(0, 40, 5))
@@ -51,7 +52,7 @@ def main(kills: int = 20) -> int:
             where[kill.where] += 1
         print(f"killed {where.total()} times and finished: {dict(where)}, {time.monotonic() - began:.0f} s")
         found, expected = job.outcome(), alone.outcome()
-        left = sorted(path.name for path in chain(job.folder.glob("writing-*"), job.folder.glob("step-*")))
+        left = sorted(path.name for path in chain(job.folder.glob(f"{WRITING}*"), job.folder.glob("step-*")))
     print(
         "largest difference:", ", ".join(f"{value:.1e} in {name}" for name, value in compare(found, expected).items())
     )
