@@ -25,7 +25,7 @@ Turns = tuple[tuple[str, str], ...]  # (role, text), oldest first
 TRANSCRIPT = re.compile(r"(\r?\n){2}Human:|Human:.*(\r?\n){2}Assistant:", re.DOTALL)
 SPEAKER = re.compile(r"(?:\A\s*|(?:\r?\n){2})(Human|Assistant):")
 AS_TEXT = " (a text that begins with a speaker's name is read as a dialogue; in a list of messages it is left as it is)"
-PROMPT_LIKE = {"question", "instruction", "input", "query", "problem", "context"}  # names that other sets have for it
+PROMPT_LIKE = ("question", "instruction", "query", "problem", "input", "context")  # what other sets call it
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -120,7 +120,7 @@ def load_preferences(name_or_path: str | Path, split: str = "train") -> list[Pre
     - `chosen`, `rejected` alone: dialogues that differ in the last answer only, as messages or as transcripts (HH-RLHF:
       `\\n\\nHuman:` or `\\n\\nAssistant:` before every turn, and spaces, which are dropped); or plain texts: the prompt
       is their longest common opening, as in TRL, but cut back to the last white space, which is dropped (in scripts
-      without it, to the last punctuation)
+      without it, to the last mark that ends a sentence)
     - `prompt`, `completions`, `ranks`: two or more answers as above, a whole number for each: the smallest is best,
       equal is a tie
 
@@ -244,8 +244,8 @@ def _preference(row: dict, prompted: bool, faults: list[str]) -> Preference | No
     turns = next(iter(dialogues.values()))[:-1] or prompt
     if not turns and (prompted or not all(isinstance(cell, str) for cell in cells.values())):
         faults.append(_missing("prompt", row))
-    elif not turns and (other := present.keys() & PROMPT_LIKE):
-        faults.append(f"{_missing('prompt', row)}: rename {sorted(other)[0]}, if that is the prompt")
+    elif not turns and (other := [name for name in PROMPT_LIKE if str(present.get(name, "")).strip()]):
+        faults.append(f"{_missing('prompt', row)}: rename {' or '.join(other)}, if that is the prompt")
     elif not turns:
         turns, answers = _common_opening(answers, faults)
     elif isinstance(row.get("prompt"), str) and TRANSCRIPT.match(row["prompt"]):
@@ -346,10 +346,10 @@ def _turns(field: str, cell: object, role: str, faults: list[str]) -> Turns:
 def _common_opening(texts: dict[str, str], faults: list[str]) -> tuple[Turns, dict[str, str]]:
     """Plain texts as the prompt that they share and what follows in each, cut at the last shared white space.
 
-    Or, in scripts that write none, at the last shared mark that is no letter.
+    Or, in scripts that write none, after the last shared mark that ends a sentence or a label.
     """
     opening = os.path.commonprefix(list(texts.values()))
-    cut = re.match(r"(.*\s|.*[^\w\s])?", opening, re.DOTALL).end()
+    cut = re.match(r"(.*\s|.*[:：?？!！。；>])?", opening, re.DOTALL).end()
     if not opening[:cut].strip():
         faults.append(
             f"{' and '.join(texts)}: share no opening that could be the prompt, and no column prompt is there"

@@ -162,9 +162,12 @@ def test_implicit_prompt_in_a_script_without_spaces(write):
 
 def test_prompt_under_another_name_is_not_guessed(write):
     """Two answers may begin alike by chance: where a column looks like the prompt, that is no implicit one."""
-    rows = [{name: "What sat?", "chosen": "The cat sat", "rejected": "The dog sat"} for name in ("question", "input")]
+    rows = [
+        {name: "What sat?", "context": " ", "chosen": "The cat sat", "rejected": "The dog sat"}
+        for name in ("question", "input")
+    ]
     assert problems(write(*rows)) == [
-        f"my.jsonl:{i}: prompt: is missing (the row has {name}, chosen, rejected): rename {name}, if that is the prompt"
+        f"my.jsonl:{i}: prompt: is missing (the row has {name}, context, chosen, rejected): rename {name}, if that is the prompt"
         for i, name in enumerate(("question", "input"), start=1)
     ]
 
