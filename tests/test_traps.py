@@ -173,7 +173,9 @@ def test_overlong_pairs_are_trained_on(tiny, long_pairs, few):
             trained_on.extend(ranks.tolist())
         return bradley_terry(rewards, ranks)
 
-    with pytest.warns(UserWarning, match="2 of 10 preferences have rows of more than 64 tokens, and lost their oldest"):
+    with pytest.warns(
+        UserWarning, match="2 of 10 training preferences have rows of more than 64 tokens, and lost their oldest"
+    ):
         fit(model, long_pairs, few[1], ONE_EPOCH, counted)
     assert trained_on == [[0, 1]] * 10
     whole, cut = RewardModel(tiny).encode(long_pairs), model.encode(long_pairs)
