@@ -6,8 +6,10 @@ from rmkit.preferences import Preference, PreferenceError, load_preferences, spl
 from rmkit.batching import Batch, Encoded, collate, encode
 from rmkit.model import RewardModel
 from rmkit.losses import bradley_terry
-from rmkit.metrics import Accuracy, pairwise_accuracy, wilson_interval
-from rmkit.trunk import Trunk, computed_once
+from rmkit.graded import GradedAnswer, GradedPair, GradedPrompt, graded_pairs, load_graded_answers
+from rmkit.annotators import Annotator, Ceilings, ceilings, panel_ratings
+from rmkit.metrics import Accuracy, Estimate, pairwise_accuracy, wilson_interval
+from rmkit.trunk import Trunk, computed_once, features
 from rmkit.checkpoints import CheckpointError
 from rmkit.training import History, NonFiniteLoss, TrainConfig, fit
 from rmkit.diagnosis import diagnose
@@ -15,9 +17,10 @@ from rmkit.lesson import claim, outcome, predict, start
 from rmkit.widgets import SliderFigure
 
 __all__ = [
-    "Accuracy", "Backbone", "BackboneUnavailable", "Batch", "CheckpointError", "Encoded", "History",
-    "NonFiniteLoss", "Preference", "PreferenceError", "RewardModel", "SliderFigure", "TrainConfig", "Trunk",
-    "bradley_terry", "cache_folder", "claim", "collate", "computed_once", "diagnose", "encode", "fit",
-    "load_backbone", "load_preferences", "outcome", "pairwise_accuracy", "predict", "split_preferences", "start",
-    "wilson_interval",
+    "Accuracy", "Annotator", "Backbone", "BackboneUnavailable", "Batch", "Ceilings", "CheckpointError", "Encoded",
+    "Estimate", "GradedAnswer", "GradedPair", "GradedPrompt", "History", "NonFiniteLoss", "Preference",
+    "PreferenceError", "RewardModel", "SliderFigure", "TrainConfig", "Trunk", "bradley_terry", "cache_folder",
+    "ceilings", "claim", "collate", "computed_once", "diagnose", "encode", "features", "fit", "graded_pairs",
+    "load_backbone", "load_graded_answers", "load_preferences", "outcome", "pairwise_accuracy", "panel_ratings",
+    "predict", "split_preferences", "start", "wilson_interval",
 ]  # fmt: skip
