@@ -51,7 +51,11 @@ def reliability(rewards: torch.Tensor, ranks: torch.Tensor, bins: int = BINS) ->
 
 
 def calibration_error(
-    rewards: torch.Tensor, ranks: torch.Tensor, groups: Sequence[Hashable] | None = None, bins: int = BINS, seed: int = 0
+    rewards: torch.Tensor,
+    ranks: torch.Tensor,
+    groups: Sequence[Hashable] | None = None,
+    bins: int = BINS,
+    seed: int = 0,
 ) -> CalibrationError:
     """The expected calibration error (Naeini et al. 2015): mean |said − found| over the bins of `reliability`.
 

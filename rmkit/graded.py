@@ -102,9 +102,7 @@ def texts(prompts: Sequence[GradedPrompt]) -> list[Preference]:
     ]
 
 
-def paraphrased(
-    prompts: Sequence[GradedPrompt], path: str | Path = DATA / "paraphrases.jsonl"
-) -> list[GradedPrompt]:
+def paraphrased(prompts: Sequence[GradedPrompt], path: str | Path = DATA / "paraphrases.jsonl") -> list[GradedPrompt]:
     """Two more of every prompt that has paraphrases: its first rewording with the answers as they are, its second with varied ones.
 
     They keep grades, domain and group: augmentation stays on the original's side of a split. Raises FileNotFoundError.

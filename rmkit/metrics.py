@@ -77,9 +77,7 @@ def judged_pairs(rewards: torch.Tensor, ranks: torch.Tensor) -> Pairs:
     return Pairs(difference.double().numpy(), decisive.nonzero()[:, 0].numpy(), int(tied.triu(1).sum()))
 
 
-def pairwise_accuracy(
-    rewards: torch.Tensor, ranks: torch.Tensor, groups: Sequence[Hashable] | None = None
-) -> Accuracy:
+def pairwise_accuracy(rewards: torch.Tensor, ranks: torch.Tensor, groups: Sequence[Hashable] | None = None) -> Accuracy:
     """The share of pairs, told apart by an annotator, in which the better completion got the higher reward.
 
     rewards, ranks [N, K], as in `bradley_terry`; or rewards [R, N, K] of R repetitions, such as seeds or the held-out

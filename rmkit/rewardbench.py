@@ -50,7 +50,9 @@ def section_scores(rewards: torch.Tensor, subsets: Sequence[str]) -> dict[str, f
     return scores | {"average": sum(scores.values()) / len(scores)}
 
 
-def ties_score(tied: Mapping[str, tuple[Sequence[float], int]], ref: Mapping[str, tuple[Sequence[float], int]]) -> float:
+def ties_score(
+    tied: Mapping[str, tuple[Sequence[float], int]], ref: Mapping[str, tuple[Sequence[float], int]]
+) -> float:
     """The score of RewardBench 2's ties subset (arXiv:2506.01937): are all right answers above all wrong ones, and alike?
 
     tied: for each prompt with several right answers (rewards, number right), the right ones first; ref: the same for
@@ -61,7 +63,9 @@ def ties_score(tied: Mapping[str, tuple[Sequence[float], int]], ref: Mapping[str
     Raises ValueError where a prompt has no right or no wrong answer, no twin, or a tied one a single right answer.
     """
     if tied.keys() != ref.keys() or not tied:
-        raise ValueError(f"every prompt is in tied and in ref: {sorted(tied.keys() ^ ref.keys())[:5]} are in one of them")
+        raise ValueError(
+            f"every prompt is in tied and in ref: {sorted(tied.keys() ^ ref.keys())[:5]} are in one of them"
+        )
     spread, gap = np.array([_spread_and_gap(name, *tied[name], least=2) for name in tied]).T
     ref_gap = np.array([_spread_and_gap(name, *ref[name], least=1)[1] for name in tied])
     smaller = np.minimum(gap, ref_gap)
@@ -78,5 +82,7 @@ def ties_score(tied: Mapping[str, tuple[Sequence[float], int]], ref: Mapping[str
 
 def _spread_and_gap(name: str, rewards: Sequence[float], right: int, least: int) -> tuple[float, float]:
     if not least <= right < len(rewards):
-        raise ValueError(f"{name}: has {right} right of {len(rewards)} answers; it wants {least} or more, and a wrong one")
+        raise ValueError(
+            f"{name}: has {right} right of {len(rewards)} answers; it wants {least} or more, and a wrong one"
+        )
     return max(rewards[:right]) - min(rewards[:right]), min(rewards[:right]) - max(rewards[right:])

@@ -152,7 +152,9 @@ def test_panel_rates_from_one_to_seven():
     assert rated.shape == (400, 5) and rated.min() == 1 and rated.max() == 7
     assert torch.equal(rated, panel_ratings(quality, raters=5, seed=3))
     exact = panel_ratings(quality, raters=2, noise=0, leniency=0)
-    assert torch.equal(exact[:, 0], exact[:, 1]) and torch.equal(exact[:, 0], (1 + 0.6 * quality).double().round().long())
+    assert torch.equal(exact[:, 0], exact[:, 1]) and torch.equal(
+        exact[:, 0], (1 + 0.6 * quality).double().round().long()
+    )
     one, panel = (np.corrcoef(quality, panel_ratings(quality, n, noise=2.0).double().mean(1))[0, 1] for n in (1, 25))
     assert one < panel  # more raters, less noise
 

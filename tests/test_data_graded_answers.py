@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import subprocess
 import sys
 from collections import Counter, defaultdict
 from itertools import combinations
@@ -10,6 +11,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn.metrics import cohen_kappa_score
 
 from rmkit import load_graded_answers, load_preferences, split_preferences
 from rmkit.graded import SPILLOVER, WEIGHTS, paraphrased, texts, utilities
@@ -108,7 +110,9 @@ def test_length_does_not_tell_quality(domain, measure):
     sizes = np.array([[size(answer["text"]) for answer in row["answers"]] for row in rows])
     quality = np.array([[answer["utility"] for answer in row["answers"]] for row in rows])
     assert abs(stats.spearmanr(sizes.ravel(), quality.ravel()).statistic) <= 0.1
-    inside = [stats.spearmanr(a, b).statistic if np.ptp(a) and np.ptp(b) else 0 for a, b in zip(sizes, quality, strict=True)]
+    inside = [
+        stats.spearmanr(a, b).statistic if np.ptp(a) and np.ptp(b) else 0 for a, b in zip(sizes, quality, strict=True)
+    ]
     assert abs(np.mean(inside)) <= 0.1
     first, second = np.array(list(combinations(range(4), 2))).T
     wins = np.sign(sizes[:, first] - sizes[:, second]) * np.sign(quality[:, first] - quality[:, second])
@@ -185,3 +189,41 @@ def test_adversarial_answers_are_not_told_by_length_alone(kind):
     """Except for padding and repetition, which are long by nature."""
     longer = np.mean([len(r["rejected"]) > len(r["chosen"]) for r in ADVERSARIAL if r["domain"] == kind])
     assert longer == 1 if kind == "padding" else longer <= 0.8 if kind == "repetition" else 0.4 <= longer <= 0.65
+
+
+def agreement() -> list[str]:
+    """Rows of the datasheet: for each criterion, kappa of every reader of `regraded.jsonl` with the file."""
+    rows = [json.loads(line) for line in (DATA / "regraded.jsonl").read_text("utf-8").splitlines()]
+    stored = {row["prompt"]: row["answers"] for row in ROWS}
+    table = []
+    for criterion in WEIGHTS:
+        cells = []
+        for reader in ("1", "2", "3"):
+            read = [row for row in rows if reader in row["readers"]]
+            theirs = [row["readers"][reader][criterion] for row in read]
+            ours = [stored[row["prompt"]][row["answer"]]["grades"][criterion] for row in read]
+            kappa = cohen_kappa_score(theirs, ours, labels=[0, 1, 2], weights="quadratic")
+            cells.append(f"{kappa:.2f} ({sum(a == b for a, b in zip(theirs, ours, strict=True))})")
+        table.append(f"| {criterion} | {' | '.join(cells)} |")
+    return table
+
+
+def test_datasheet_has_the_agreement_of_the_second_readers():
+    """To print the rows: pytest tests/test_data_graded_answers.py -k agreement -s"""
+    print("\n" + "\n".join(agreement()))
+    datasheet = (DATA / "README.md").read_text("utf-8")
+    assert all(row in datasheet for row in agreement())
+
+
+def test_datasheet_has_the_weights():
+    datasheet = (DATA / "README.md").read_text("utf-8")
+    assert all(f"| {criterion} | {weight:g} |" in datasheet for criterion, weight in WEIGHTS.items())
+
+
+def test_page_of_figures_is_that_of_the_data():
+    script = [sys.executable, str(DATA / "draw_graded_answers.py"), "--check"]
+    run = subprocess.run(script, capture_output=True, text=True, cwd=DATA.parent)
+    assert run.returncode == 0, run.stdout + run.stderr
+    page = (DATA / "GRADED_ANSWERS.md").read_text("utf-8")
+    for image in re.findall(r"\]\((images/[^)]+)\)", page):
+        assert (DATA / image).read_bytes().startswith(b"\x89PNG")

@@ -60,11 +60,20 @@ def test_texts_and_utilities_are_in_one_order(write):
         ({"answers": [answer("alone")]}, "answers: is no list of two or more"),
         ({"answers": ["a", answer("b")]}, r"answers\[0\]: is text, not an object"),
         ({"answers": [answer(" "), answer("b")]}, r"answers\[0\].text: is no text"),
-        ({"answers": [answer("a") | {"grades": {"correct": 2}}, answer("b")]}, r"answers\[0\].grades: wants a grade for"),
+        (
+            {"answers": [answer("a") | {"grades": {"correct": 2}}, answer("b")]},
+            r"answers\[0\].grades: wants a grade for",
+        ),
         ({"answers": [answer("a"), answer("b", clear=3)]}, r"answers\[1\].grades.clear: is 3, not 0, 1 or 2"),
         ({"answers": [answer("a"), answer("b", clear=True)]}, r"answers\[1\].grades.clear: is True, not"),
-        ({"answers": [answer("a"), answer("b", clear=1) | {"reason": {}}]}, r"answers\[1\].reason: wants one for .*clear"),
-        ({"answers": [answer("a"), answer("b") | {"utility": 9}]}, r"answers\[1\].utility: is 9, but the grades make 10.0"),
+        (
+            {"answers": [answer("a"), answer("b", clear=1) | {"reason": {}}]},
+            r"answers\[1\].reason: wants one for .*clear",
+        ),
+        (
+            {"answers": [answer("a"), answer("b") | {"utility": 9}]},
+            r"answers\[1\].utility: is 9, but the grades make 10.0",
+        ),
     ],
 )
 def test_broken_row_is_named(write, broken, told):

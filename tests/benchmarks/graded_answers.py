@@ -17,8 +17,17 @@ import pandas as pd
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from rmkit import Annotator, RewardModel, ceilings, features, graded_pairs, load_backbone, load_graded_answers
-from rmkit import load_preferences, panel_ratings  # fmt: skip
+from rmkit import (  # fmt: skip
+    Annotator,
+    RewardModel,
+    ceilings,
+    features,
+    graded_pairs,
+    load_backbone,
+    load_graded_answers,
+    load_preferences,
+    panel_ratings,
+)
 from rmkit.batching import ranks_tensor
 from rmkit.calibration import calibration_error
 from rmkit.graded import SPILLOVER, WEIGHTS, GradedPrompt, texts, utilities
