@@ -105,17 +105,37 @@ def texts(prompts: Sequence[GradedPrompt]) -> list[Preference]:
 def paraphrased(prompts: Sequence[GradedPrompt], path: str | Path = DATA / "paraphrases.jsonl") -> list[GradedPrompt]:
     """Two more of every prompt that has paraphrases: its first rewording with the answers as they are, its second with varied ones.
 
-    They keep grades, domain and group: augmentation stays on the original's side of a split. Raises FileNotFoundError.
+    They keep grades, domain and group: augmentation stays on the original's side of a split. Raises FileNotFoundError;
+    PreferenceError for rows without `prompt`, two `rewordings` and a `variation` for each answer.
     """
-    rows = {row["prompt"]: row for _, row in file_rows(Path(path))}
-    augmented = []
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    rows, augmented, problems = {}, [], []
+    for where, row in file_rows(path):
+        if isinstance(row, str) or not isinstance(row.get("prompt"), str):
+            problems.append(f"{where}: {row if isinstance(row, str) else 'prompt: is no text'}")
+        else:
+            rows[row["prompt"]] = where, row
     for prompt in prompts:
-        if row := rows.get(prompt.prompt):
-            first, second = row["rewordings"]
-            pairs = zip(prompt.answers, row["variations"], strict=True)
-            varied = tuple(replace(answer, text=text) for answer, text in pairs)
-            augmented += [replace(prompt, prompt=first), replace(prompt, prompt=second, answers=varied)]
+        if prompt.prompt not in rows:
+            continue
+        where, row = rows[prompt.prompt]
+        wanted = {"rewordings": 2, "variations": len(prompt.answers)}
+        if wrong := [name for name, number in wanted.items() if not _are_texts(row.get(name), number)]:
+            problems.append(f"{where}: {wrong[0]}: is no list of {wanted[wrong[0]]} texts")
+            continue
+        first, second = row["rewordings"]
+        pairs = zip(prompt.answers, row["variations"], strict=True)
+        varied = tuple(replace(answer, text=text) for answer, text in pairs)
+        augmented += [replace(prompt, prompt=first), replace(prompt, prompt=second, answers=varied)]
+    if problems:
+        raise PreferenceError(problems)
     return augmented
+
+
+def _are_texts(value: object, number: int) -> bool:
+    return isinstance(value, list) and len(value) == number and all(isinstance(v, str) and v.strip() for v in value)
 
 
 def _prompt(row: dict) -> GradedPrompt:

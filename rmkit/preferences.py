@@ -15,6 +15,11 @@ from pathlib import Path
 from rmkit.rows import file_rows, hub_rows, kind
 
 DATA = Path(__file__).resolve().parent.parent / "data"
+OTHER_FORMS = {  # of the workbook's own files, those that hold no judgements
+    "graded_answers": "load_graded_answers() reads it, and annotators judge its answers",
+    "paraphrases": "rmkit.graded.paraphrased(prompts) reads it",
+    "regraded": "it holds second grades, for tests",
+}
 SHOWN_PROBLEMS = 20
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(?<!\.jsonl)(?<!\.jsonl\.gz)")
 
@@ -135,12 +140,14 @@ def load_preferences(name_or_path: str | Path, split: str = "train") -> list[Pre
     path = Path(name_or_path)
     if len(path.parts) == 1 and (DATA / f"{path}.jsonl").is_file():
         path = DATA / f"{path}.jsonl"
+    if path.parent == DATA and path.stem in OTHER_FORMS:
+        raise ValueError(f"{path.stem} holds no preferences: {OTHER_FORMS[path.stem]}")
     if path.is_file():
         rows = list(file_rows(path))
     elif path.is_dir() or HUB_ID.fullmatch(str(name_or_path)):
         rows = list(hub_rows(str(name_or_path), split))
     else:
-        known = ", ".join(sorted(file.stem for file in DATA.glob("*.jsonl")))
+        known = ", ".join(sorted({file.stem for file in DATA.glob("*.jsonl")} - OTHER_FORMS.keys()))
         raise FileNotFoundError(
             f"there is no file {name_or_path}; the workbook's own sets are: {known}; one on the hub is named 'owner/name'"
         )

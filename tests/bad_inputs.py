@@ -36,6 +36,10 @@ from rmkit import (
     load_preferences,
     split_preferences,
 )
+from rmkit.calibration import calibration_error, fit_temperature
+from rmkit.graded import WEIGHTS, paraphrased
+from rmkit.metrics import rank_correlation
+from rmkit.rewardbench import section_scores, ties_score
 from tests.tiny import make_tiny_backbone
 
 TABLE = Path(__file__).with_name("BAD_INPUTS.md")
@@ -113,6 +117,15 @@ def no_network(*_, **__):
 
 def said(role, content):
     return {"role": role, "content": content}
+
+
+def graded(utility=None, **grades):
+    """A row of graded answers, the first of which has these grades beside full ones; None leaves one out."""
+    full = dict.fromkeys(WEIGHTS, 2)
+    first = {"text": "A drink.", "grades": {k: v for k, v in (full | grades).items() if v is not None}, "reason": {}}
+    best = {"text": "A leaf.", "grades": full, "reason": {}, "utility": 10.0}
+    answers = [first | {"utility": 10.0 if utility is None else utility}, best]
+    return {"prompt": "Tea?", "domain": "drinks", "kind": "fact", "group": "tea", "answers": answers}
 
 
 def half(path):
@@ -403,6 +416,21 @@ CASES = [
         ("No token to pad with", lambda d: d.changed(lambda f: (f / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content + '<unk>' }}{% endfor %}"), file="tokenizer_config.json", eos_token="</s>"), "<folder>/backbone", "pad"),
         ("A reward model's folder", lambda d: load_backbone(str(d.model().save(d.folder / "model"))), "<folder>/model", "lm_head.weight"),
     ),
+    *area("Graded answers and annotators",
+        ("Graded answers as preferences", lambda d: load_preferences("graded_answers"), "graded_answers", "load_graded_answers"),
+        ("A file that is not there", lambda d: rmkit.load_graded_answers(d.folder / "grades.jsonl"), "<folder>/grades.jsonl"),
+        ("Pairs for graded answers", lambda d: rmkit.load_graded_answers(d.write(TEA, read=False)), "my.jsonl:1: answers", "my.jsonl:1: domain: is null"),
+        ("A grade of 3", lambda d: rmkit.load_graded_answers(d.write(graded(clear=3), read=False)), "my.jsonl:1: answers[0].grades.clear: is 3"),
+        ("A criterion that is missing", lambda d: rmkit.load_graded_answers(d.write(graded(clear=None), read=False)), "my.jsonl:1: answers[0].grades", "correct, relevant"),
+        ("A point lost without a reason", lambda d: rmkit.load_graded_answers(d.write(graded(clear=1), read=False)), "my.jsonl:1: answers[0].reason", "clear"),
+        ("A utility that the grades do not make", lambda d: rmkit.load_graded_answers(d.write(graded(utility=9), read=False)), "my.jsonl:1: answers[0].utility: is 9", "10.0"),
+        ("A paraphrase with one rewording", lambda d: paraphrased(rmkit.load_graded_answers(d.write(graded(), read=False)), d.write({"prompt": "Tea?", "rewordings": ["What of tea?"], "variations": ["a", "b"]}, name="para.jsonl", read=False)), "para.jsonl:1: rewordings", "2"),
+        ("Annotators of no temperature", lambda d: rmkit.Annotator(temperature=0), "Annotator.temperature is 0"),
+        ("A tie model without a rate", lambda d: rmkit.Annotator(tie_model="davidson"), "Annotator.tie_rate is 0.0"),
+        ("Preferences for pairs of answers", lambda d: rmkit.Annotator().judge(PAIRS), "graded_pairs", "Preference"),
+        ("Ceilings of what does not sum to 1", lambda d: rmkit.ceilings(torch.tensor([[0.5, 0.2, 0.1]])), "[N, 3]", "sum to 1"),
+        ("A panel of nobody", lambda d: rmkit.panel_ratings(torch.zeros(3), raters=0), "got 0, 1.0, 0.5"),
+    ),
     *area("Losses and metrics",
         ("Loss: a tie", lambda d: bradley_terry(torch.zeros(2, 2), torch.tensor([[0, 1], [0, 0]])), "[1]", "ties"),
         ("Loss: ranks of fewer preferences", lambda d: bradley_terry(torch.zeros(3, 2), torch.tensor([[0, 1]])), "[3, 2]", "[1, 2]"),
@@ -412,6 +440,14 @@ CASES = [
         ("Accuracy: ranks of more completions", lambda d: rmkit.pairwise_accuracy(torch.zeros(1, 2), torch.tensor([[0, 1, 2]])), "[1, 2]", "[1, 3]"),
         ("Interval: no trials", lambda d: rmkit.wilson_interval(0, 0), "0 of 0"),
         ("Interval: more successes than trials", lambda d: rmkit.wilson_interval(5, 3), "5 of 3"),
+        ("Interval by groups: a single group", lambda d: rmkit.pairwise_accuracy(torch.ones(2, 2), torch.tensor([[0, 1]] * 2), ["a", "a"]), "two groups or more"),
+        ("Interval by groups: fewer groups than preferences", lambda d: rmkit.pairwise_accuracy(torch.ones(2, 2), torch.tensor([[0, 1]] * 2), ["a"]), "1 for 2"),
+        ("Rank correlation: constant rewards", lambda d: rank_correlation(torch.ones(4), torch.arange(4), list("aabb")), "are equal"),
+        ("Rank correlation: a group for some", lambda d: rank_correlation(torch.arange(4), torch.arange(4), ["a", "b"]), "got (4,), (4,) and 2"),
+        ("Calibration: more bins than pairs", lambda d: calibration_error(torch.eye(2), torch.tensor([[0, 1]] * 2)), "from 2 to twice the pairs, 4: got 10"),
+        ("Temperature: every pair is right", lambda d: fit_temperature(torch.tensor([[1.0, 0.0]] * 3), torch.tensor([[0, 1]] * 3)), "ranked wrong"),
+        ("RewardBench: a subset that it does not have", lambda d: section_scores(torch.eye(2), ["hep-go", "hep-cobol"]), "hep-cobol"),
+        ("RewardBench ties: a prompt without its twin", lambda d: ties_score({"a": ([1.0, 1.0, 0.0], 2)}, {}), "'a'"),
     ),
 ]  # fmt: skip
 
