@@ -10,7 +10,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rmkit import Preference, RewardModel, TrainConfig, computed_once, fit, load_backbone, load_preferences
+from rmkit import (
+    Preference,
+    RewardModel,
+    TrainConfig,
+    computed_once,
+    features,
+    fit,
+    load_backbone,
+    load_preferences,
+)
 from rmkit.trunk import OVERHEAD, Trunk, frozen_layers, main, size_cap, trunk_folder
 
 # The same completions under two prompts, three completions, seventeen (more than a row takes), and plain pairs.
@@ -348,3 +357,24 @@ def test_command_says_and_clears(make_model, store, capsys):
     assert f"{files} of {files} entries deleted" in done.stdout and not store.exists()
     assert main([]) == 0 and ": 0 entries, " in capsys.readouterr().out
     assert main(["wipe"]) == 2 and "usage" in capsys.readouterr().err
+
+
+def test_features_are_what_the_head_reads(make_model, monkeypatch):
+    """features @ head = rewards, in the order of the preferences, zeros where one has fewer completions; computed once."""
+    model = make_model(trainable="head")
+    short = Preference("Tea?", ("Yes, with milk, please, and in a large cup.", "No."), (0, 0))
+    long = Preference(
+        "Milk or sugar or lemon or nothing at all, if I may ask?", ("Milk.", "Both!", "No, thank you."), (0, 1, 2)
+    )
+    read = features(model, [long, short, long], batch_size=2)
+    assert read.shape == (3, 3, model.body.config.hidden_size) and (read[1, 2] == 0).all()
+    expected = model.rewards([long, short, long])
+    assert torch.allclose(read @ model.head.weight[0], expected, atol=1e-5)
+    monkeypatch.setattr(Trunk, "_compute", None)  # which would now fail
+    assert torch.equal(features(model, [short]), read[1:2, :2])
+
+
+def test_features_leave_the_model_in_its_mode(make_model):
+    model = make_model(trainable="all", dropout=0.5).train()
+    pair = Preference("Tea?", ("Yes.", "No."))
+    assert torch.equal(features(model, [pair]), features(model, [pair])) and model.training and model.trunk is None
