@@ -32,10 +32,10 @@ def draw_utilities(prompts: list[GradedPrompt]) -> Figure:
     """How good the answers are, by domain; and how the points of each criterion are spread."""
     figure, (left, right) = new_figure(2)
     values = [[a.utility for p in prompts if p.domain == domain for a in p.answers] for domain in DOMAINS]
-    left.hist(values, np.arange(0, 10.6, 1), stacked=True, color=DOMAINS.values(), label=NAMES, edgecolor="white")
-    style(left, "Utility of the answers", "utility", "answers")
+    left.hist(values, range(12), stacked=True, color=DOMAINS.values(), label=NAMES, edgecolor="white")
+    style(left, "Utility of the answers", "utility (bins of one point)", "answers")
     start = np.zeros(len(WEIGHTS))
-    for grade, colour, hatch in ((0, RED, "///"), (1, ORANGE, ".."), (2, BLUE, "")):
+    for grade, colour, hatch in ((0, "#333333", "///"), (1, "#8C8C8C", ".."), (2, "#D0D0D0", "")):
         counts = [sum(a.grades[c] == grade for p in prompts for a in p.answers) for c in WEIGHTS]
         right.barh(
             list(WEIGHTS), counts, left=start, color=colour, hatch=hatch, edgecolor="white", label=f"grade {grade}"
@@ -57,20 +57,17 @@ def draw_lengths(prompts: list[GradedPrompt], adversarial: list[dict]) -> Figure
         jitter = rng.uniform(-0.1, 0.1, len(y))
         left.plot(x, y + jitter, MARKS[domain], color=colour, markersize=3, alpha=0.5, label=domain.replace("_", " "))
     style(left, "Length and utility of 800 answers", "characters", "utility")
-    left.legend(fontsize=7, frameon=True, loc="lower right")
+    left.set_ylim(-2.4, 10.6)
+    left.set_yticks(range(0, 11, 2))
+    left.legend(fontsize=7, frameon=False, loc="lower center", ncols=2)
     kinds = _by_kind(adversarial)
     for place, (_, rows) in enumerate(kinds):
-        pairs = [(len(row["chosen"]), len(row["rejected"])) for row in rows]
-        for side, colour, mark in ((0, BLUE, "o"), (1, ORANGE, "x")):
-            ys = place + (side - 0.5) * 0.35 + np.zeros(len(pairs))
-            right.plot([pair[side] for pair in pairs], ys, mark, color=colour, markersize=4, alpha=0.7)
-    right.plot([], [], "o", color=BLUE, label="plain good answer")
-    right.plot([], [], "x", color=ORANGE, label="bad one that looks better")
+        extra = [len(row["rejected"]) - len(row["chosen"]) for row in rows]
+        right.plot(extra, place + rng.uniform(-0.2, 0.2, len(extra)), "o", color=BLUE, markersize=4, alpha=0.6)
+    right.axvline(0, color=GREY, linestyle=":")
     right.set_yticks(range(len(kinds)), [kind.replace("_", " ") for kind, _ in kinds])
     right.invert_yaxis()
-    style(right, "Adversarial pairs", "characters", "")
-    right.set_xlim(0, 680)
-    right.legend(fontsize=7, frameon=False, loc="center right")
+    style(right, "How much longer is the bad answer?", "characters, bad minus good", "")
     return figure
 
 
@@ -82,19 +79,24 @@ def draw_annotators(prompts: list[GradedPrompt]) -> Figure:
     order = np.argsort(difference)
     for name, annotator, colour, line in (
         ("temperature 2", Annotator(), BLUE, "-"),
-        ("and 20 % flips", Annotator(flips=0.2), RED, "--"),
-        ("and 30 % ties (Rao–Kupper)", Annotator(tie_model="rao_kupper", tie_rate=0.3), GREEN, ":"),
+        ("the same with 20 % flips", Annotator(flips=0.2), RED, "--"),
+        ("the same with 30 % ties", Annotator(tie_model="rao_kupper", tie_rate=0.3), GREEN, ":"),
     ):
         left.plot(difference[order], annotator.probabilities(pairs)[order, 0], line, color=colour, label=name)
     left.axhline(0.5, color=GREY, linewidth=0.5)
     style(left, "What annotators say", "utility of the first minus the second", "P(first is called better)")
-    temperatures = np.geomspace(0.25, 16, 25)
+    temperatures = np.geomspace(0.0625, 16, 25)
     for name, flips, colour, mark in (("no flips", 0.0, BLUE, "o"), ("20 % flips", 0.2, RED, "s")):
         accuracy = [ceilings(Annotator(t, flips=flips).probabilities(pairs)).accuracy for t in temperatures]
         right.plot(temperatures, accuracy, color=colour, marker=mark, markersize=3, label=name)
     right.set_xscale("log", base=2)
     right.axhline(0.5, color=GREY, linestyle=":", label="chance")
-    style(right, "The best possible accuracy", "temperature (utility points a nat)", "ceiling on their judgements")
+    style(
+        right,
+        "The best possible accuracy",
+        "temperature: points of utility that make one nat",
+        "ceiling on their judgements",
+    )
     return figure
 
 
@@ -104,23 +106,30 @@ FIGURES = ("graded_utilities.png", "graded_lengths.png", "graded_annotators.png"
 def captions(prompts: list[GradedPrompt], adversarial: list[dict]) -> list[str]:
     """A sentence for each figure that says what is in it to someone who cannot see it."""
     quality = utilities(prompts)
+    perfect = [(utilities([p for p in prompts if p.domain == d]) == 10).double().mean() for d in DOMAINS]
     lost = {c: np.mean([a.grades[c] < 2 for p in prompts for a in p.answers]) for c in WEIGHTS}
     most, least = max(lost, key=lost.get), min(lost, key=lost.get)
     longer = {
         kind: np.mean([len(r["rejected"]) > len(r["chosen"]) for r in rows]) for kind, rows in _by_kind(adversarial)
     }
-    always = [kind.replace("_", " ") for kind, share in longer.items() if share == 1]
-    even = sum(0.4 <= share <= 0.6 for share in longer.values())
+    by_share = sorted(longer, key=longer.get, reverse=True)
     return [
-        f"Left: utilities run from {quality.min():g} to {quality.max():g}, and {(quality == 10).double().mean():.0%} of the answers are "
-        f"without fault, in every domain alike. Right: points are lost most often for `{most}` ({lost[most]:.0%} of the answers), "
-        f"least often for `{least}` ({lost[least]:.0%}), and every criterion has answers graded 0, 1 and 2.",
-        "Left: a cloud without slope; at every length there are good and bad answers. Right: the bad answer is the longer one throughout "
-        f"for {' and '.join(always)}, and in 40 to 60 % of the pairs for {even} of the {len(longer)} kinds.",
+        f"Left: utilities run from {quality.min():g} to {quality.max():g}; {(quality == 10).double().mean():.0%} of the answers are "
+        f"without fault, {min(perfect):.0%} to {max(perfect):.0%} by domain. Right: points are lost most often for `{most}` "
+        f"({lost[most]:.0%} of the answers), least often for `{least}` ({lost[least]:.0%}).",
+        f"Left: a cloud without slope (rank correlation {_correlation(prompts):+.2f}). The longest answers are all code. Right: the bad answer "
+        "is the longer one, right of the line, in "
+        + ", ".join(f"{longer[kind]:.0%} of {kind.replace('_', ' ')}" for kind in by_share[:3])
+        + f", and in {longer[by_share[-1]]:.0%} to {longer[by_share[3]]:.0%} of the pairs of the other kinds.",
         "Left: the larger the difference in utility, the surer the judgement; flips keep it between 20 and 80 %, and ties take most where "
         "answers are alike. Right: the noisier the annotators, the lower the accuracy that the best possible model reaches on what they say; "
-        "even without noise it is below 1, since pairs of equal utility are judged by chance.",
+        "even with hardly any noise it is below 1, since pairs of equal utility are then judged by chance.",
     ]
+
+
+def _correlation(prompts: list[GradedPrompt]) -> float:
+    characters = [len(a.text) for p in prompts for a in p.answers]
+    return stats.spearmanr(characters, utilities(prompts).flatten()).statistic
 
 
 def _by_kind(adversarial: list[dict]) -> list[tuple[str, list[dict]]]:
@@ -158,19 +167,26 @@ def sizes(prompts: list[GradedPrompt]) -> pd.DataFrame:
     for domain in (*DOMAINS, "all"):
         part = [p for p in prompts if domain in (p.domain, "all")]
         quality = utilities(part).numpy()
-        length = np.array([[len(a.text) for a in p.answers] for p in part])
-        first, second = np.array(list(combinations(range(4), 2))).T
-        gap, longer = quality[:, first] - quality[:, second], length[:, first] - length[:, second]
         words = [len(a.text.split()) for p in part for a in p.answers]
-        decisive = np.sign(gap * longer)[gap != 0]
-        table[domain] = {
+        first, second = np.array(list(combinations(range(4), 2))).T
+        gap = quality[:, first] - quality[:, second]
+        row = {
             "prompts": f"{len(part)}",
             "words (mean, range)": f"{np.mean(words):.0f}, {min(words)}–{max(words)}",
             "utility (mean, s.d.)": f"{quality.mean():.1f}, {quality.std():.1f}",
             "tied pairs": f"{(gap == 0).mean():.0%}",
-            "longer wins": f"{(decisive + 1).mean() / 2:.0%}",
-            "Spearman of length and utility": f"{stats.spearmanr(length.ravel(), quality.ravel()).statistic:+.2f}",
         }
+        for unit, size in (("characters", len), ("words", lambda text: len(text.split()))):
+            length = np.array([[size(a.text) for a in p.answers] for p in part])
+            longer = np.sign(gap * (length[:, first] - length[:, second]))[gap != 0]
+            pairs = [(a, b) for a, b in zip(length, quality, strict=True) if np.ptp(a) and np.ptp(b)]
+            row |= {
+                f"longer wins, {unit}": f"{(longer + 1).mean() / 2:.0%}",
+                f"rank correlation, {unit}": f"{stats.spearmanr(length.ravel(), quality.ravel()).statistic:+.2f}",
+                "inside prompts"
+                + " " * (unit == "words"): f"{np.mean([stats.spearmanr(a, b).statistic for a, b in pairs]):+.2f}",
+            }
+        table[domain] = row
     return pd.DataFrame.from_dict(table, orient="index")
 
 
