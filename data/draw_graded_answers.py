@@ -128,7 +128,7 @@ def captions(prompts: list[GradedPrompt], adversarial: list[dict]) -> list[str]:
 
 
 def _correlation(prompts: list[GradedPrompt]) -> float:
-    characters = [len(a.text) for p in prompts for a in p.answers]
+    characters = [len(a.text) for p in prompts for a in p.ranked]
     return stats.spearmanr(characters, utilities(prompts).flatten()).statistic
 
 
@@ -177,7 +177,7 @@ def sizes(prompts: list[GradedPrompt]) -> pd.DataFrame:
             "tied pairs": f"{(gap == 0).mean():.0%}",
         }
         for unit, size in (("characters", len), ("words", lambda text: len(text.split()))):
-            length = np.array([[size(a.text) for a in p.answers] for p in part])
+            length = np.array([[size(a.text) for a in p.ranked] for p in part])
             longer = np.sign(gap * (length[:, first] - length[:, second]))[gap != 0]
             pairs = [(a, b) for a, b in zip(length, quality, strict=True) if np.ptp(a) and np.ptp(b)]
             row |= {

@@ -83,6 +83,7 @@ def rao_kupper(difference: torch.Tensor, eta: float) -> torch.Tensor:
     P(first) = σ(Δ − η), P(second) = σ(−Δ − η), P(tie) = (e^2η − 1) P(first) P(second); η ≥ 0 is half the width of the
     band in which differences are not told apart, on the scale of rewards.
     """
+    _require_parameter("eta", eta)
     first, second = torch.sigmoid(difference - eta), torch.sigmoid(-difference - eta)
     return torch.stack([first, second, math.expm1(2 * eta) * first * second], -1)
 
@@ -92,8 +93,15 @@ def davidson(difference: torch.Tensor, nu: float) -> torch.Tensor:
 
     A softmax over (Δ/2, −Δ/2, log ν); ν ≥ 0, and 0 is Bradley–Terry.
     """
+    _require_parameter("nu", nu)
+    difference = torch.as_tensor(difference, dtype=torch.promote_types(difference.dtype, torch.float32))
     tie = torch.full_like(difference, nu).log()
     return torch.stack([difference / 2, -difference / 2, tie], -1).softmax(-1)
+
+
+def _require_parameter(name: str, value: float) -> None:
+    if not value >= 0:
+        raise ValueError(f"{name} is a number from 0 up: got {value!r}")
 
 
 def rao_kupper_width(tie_rate: float) -> float:
@@ -114,8 +122,10 @@ def panel_ratings(
     Utility 0 is a 1 and utility 10 a 7; every rater adds a leniency of their own, which they keep for all answers, and
     noise for each answer: normal, with these standard deviations in points of the rating; the sum is rounded and cut.
     """
-    if raters < 1 or noise < 0 or leniency < 0:
-        raise ValueError(f"a panel has a rater or more, and no negative spread: got {raters}, {noise}, {leniency}")
+    if raters < 1 or noise < 0 or leniency < 0 or not torch.isfinite(utilities).all():
+        raise ValueError(
+            f"a panel has a rater or more, no negative spread, and utilities to rate: got {raters}, {noise}, {leniency}"
+        )
     rng = np.random.default_rng(seed)
     quality = 1 + 6 * utilities.double()[..., None] / 10
     own = torch.from_numpy(rng.normal(0, leniency, raters))
@@ -126,6 +136,9 @@ def panel_ratings(
 @dataclass(frozen=True)
 class Ceilings:
     """What the best possible model scores against such annotators: one that knows every probability.
+
+    With flips or a position bias no differences of rewards give just these probabilities, and a reward model stays a
+    little above the floors of NLL and Brier score; the accuracies it can reach.
 
     accuracy, nll, brier: on the pairs that they tell apart, as `pairwise_accuracy`, `nll` and `brier` measure them.
     accuracy_ties_half: on all pairs, a tie half right whatever the model says.

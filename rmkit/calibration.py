@@ -11,7 +11,7 @@ import torch
 from scipy import optimize, stats
 from sklearn.model_selection import GroupShuffleSplit
 
-from rmkit.metrics import bootstrap_interval, brier, judged_pairs, nll, of_pairs, wilson_interval
+from rmkit.metrics import Pairs, bootstrap_interval, brier, judged_pairs, nll, of_pairs, require_matrix, share_interval
 
 BINS = 10
 CHANCE_DRAWS = 200
@@ -21,8 +21,9 @@ CHANCE_DRAWS = 200
 class CalibrationError:
     """The expected calibration error, its 95 % interval, and what chance alone would make of it.
 
-    by_chance: the 95th percentile of the error of a perfectly calibrated model with these rewards, on so many pairs. The
-    error is a mean of absolute values, so it is never 0 in a sample: below this it is no sign of miscalibration.
+    The error is a mean of absolute values: in a sample it is never 0, and chance makes it larger. low, high: a basic
+    bootstrap, which takes that bias off, so the interval may lie below `value`. by_chance: the 95th percentile of the error
+    of a perfectly calibrated model with these rewards, on so many pairs; a value below it is no sign of miscalibration.
     """
 
     value: float
@@ -35,19 +36,26 @@ class CalibrationError:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}], {self.by_chance:.3f} by chance, {self.pairs} pairs"
 
 
-def reliability(rewards: torch.Tensor, ranks: torch.Tensor, bins: int = BINS) -> pd.DataFrame:
+def reliability(
+    rewards: torch.Tensor, ranks: torch.Tensor, groups: Sequence[Hashable] | None = None, bins: int = BINS
+) -> pd.DataFrame:
     """Of the pairs to which the model gave about the same probability, the share in which the first was better.
 
     rewards, ranks [N, K]. Every pair that was told apart counts in both orientations, P(1 ≻ 2) and P(2 ≻ 1), so the
-    curve is symmetric about one half and no order of the data can bend it; the bins hold equally many. Columns: said
-    (mean probability), found (share), low, high (Wilson's for the pairs of the bin), count. Below one half a bin is
-    the mirror image of one above.
+    curve is symmetric about one half and no order of the data can bend it: `bins`, an even number, of equal mass, the
+    lower half the mirror image of the upper. groups: one for each preference, for the intervals (`share_interval`).
+    Columns: said (mean probability), found (share), low, high, count (pairs of the bin).
     """
-    difference = judged_pairs(rewards, ranks).difference
-    said, found, counts = _binned(difference, bins)
-    intervals = [wilson_interval(f * n, n) for f, n in zip(found, counts, strict=True)]
-    low, high = zip(*intervals, strict=True)
-    return pd.DataFrame({"said": said, "found": found, "low": low, "high": high, "count": counts})
+    pairs = _checked(rewards, ranks, bins)
+    owners = of_pairs(groups, pairs, ranks)
+    said, right, place = _placed(pairs.difference, bins)
+    rows = []
+    for b in np.unique(place):
+        here = place == b
+        low, high = share_interval(owners[here], right[here])
+        rows.append((said[here].mean(), right[here].mean(), low, high, int(here.sum())))
+    below = [(1 - s, 1 - f, 1 - high, 1 - low, n) for s, f, low, high, n in reversed(rows)]
+    return pd.DataFrame(below + rows, columns=["said", "found", "low", "high", "count"])
 
 
 def calibration_error(
@@ -59,30 +67,36 @@ def calibration_error(
 ) -> CalibrationError:
     """The expected calibration error (Naeini et al. 2015): mean |said − found| over the bins of `reliability`.
 
-    groups: one for each preference; the interval is a bootstrap over them, over preferences where there are none.
+    rewards, ranks [N, K]. groups: one for each preference; the interval is a bootstrap over them, over preferences where
+    there are none.
     """
-    pairs = judged_pairs(rewards, ranks)
+    pairs = _checked(rewards, ranks, bins)
+    size = np.abs(pairs.difference)
     rng = np.random.default_rng(seed)
-    probability = stats.logistic.cdf(np.abs(pairs.difference))
-    drawn = [
-        np.where(rng.random(len(probability)) < probability, 1, -1) * np.abs(pairs.difference)
-        for _ in range(CHANCE_DRAWS)
-    ]
-    by_chance = float(np.quantile([_error(difference, bins) for difference in drawn], 0.95))
-    owners = of_pairs(groups, pairs, ranks)
-    low, high = bootstrap_interval(lambda difference: _error(difference, bins), owners, pairs.difference, seed=seed)
-    return CalibrationError(_error(pairs.difference, bins), low, high, by_chance, len(pairs.difference))
+    right = rng.random((CHANCE_DRAWS, len(size))) < stats.logistic.cdf(size)
+    by_chance = float(np.quantile([_error(np.where(row, size, -size), bins) for row in right], 0.95))
+    interval = bootstrap_interval(
+        lambda difference: _error(difference, bins), of_pairs(groups, pairs, ranks), pairs.difference, seed=seed,
+        method="basic",
+    )  # fmt: skip
+    low, high = (max(0.0, end) for end in interval)
+    return CalibrationError(_error(pairs.difference, bins), low, high, by_chance, len(size))
 
 
 def fit_temperature(rewards: torch.Tensor, ranks: torch.Tensor) -> float:
     """The T > 0 at which σ((r₁ − r₂) / T) has the least NLL on these pairs (Guo et al., arXiv:1706.04599).
 
     More than 1 for a model that is too sure. Ranking accuracy does not change. Measure on other pairs than these.
-    Raises ValueError where every pair is ranked right, or none: the best T is then 0, or infinite.
+    Raises ValueError where no pair is ranked wrong, or the rewards are wrong on the whole: the best T is then 0, or infinite.
     """
+    require_matrix(rewards, ranks)
     difference = judged_pairs(rewards, ranks).difference
-    if (difference > 0).all() or not (difference > 0).any():
-        raise ValueError("a temperature wants pairs that are ranked right and pairs that are ranked wrong")
+    if not (difference < 0).any():
+        raise ValueError("no pair is ranked wrong: the surer the model, the better, and no temperature is best")
+    if difference.mean() <= 0:
+        raise ValueError(
+            "these rewards are wrong on the whole: the best a temperature can do is to say one half to all"
+        )
 
     def loss(log_temperature: float) -> float:
         return float(np.logaddexp(0, -difference * np.exp(-log_temperature)).mean())
@@ -113,21 +127,22 @@ def temperature_scaled(
     return pd.DataFrame(rows, index=["before", "after"])
 
 
-def _binned(difference: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(mean probability, share that came true, number) for each bin of equal mass, both orientations of a pair counted."""
-    if not isinstance(bins, int) or not 2 <= bins <= 2 * len(difference):
-        raise ValueError(f"bins is a number from 2 to twice the pairs, {2 * len(difference)}: got {bins!r}")
-    logit = np.concatenate([difference, -difference])
-    true = np.repeat([1.0, 0.0], len(difference))
-    edges = np.quantile(logit, np.linspace(0, 1, bins + 1)[1:-1])
-    place = np.searchsorted(edges, logit)  # equal logits share a bin: which of them came true cannot sort them
-    counts = np.bincount(place, minlength=bins)
-    filled = counts > 0
-    said = np.bincount(place, stats.logistic.cdf(logit), bins)[filled] / counts[filled]
-    found = np.bincount(place, true, bins)[filled] / counts[filled]
-    return said, found, counts[filled]
+def _checked(rewards: torch.Tensor, ranks: torch.Tensor, bins: int) -> Pairs:
+    require_matrix(rewards, ranks)
+    pairs = judged_pairs(rewards, ranks)
+    if not isinstance(bins, int) or bins % 2 or not 2 <= bins <= 2 * len(pairs.difference):
+        raise ValueError(f"bins is an even number from 2 to twice the pairs, {2 * len(pairs.difference)}: got {bins!r}")
+    return pairs
+
+
+def _placed(difference: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of every pair, seen from the side that the model prefers: (its probability, whether that came true, its bin)."""
+    size = np.abs(difference)
+    edges = np.quantile(size, np.linspace(0, 1, bins // 2 + 1)[1:-1])
+    place = np.searchsorted(edges, size)  # equal rewards share a bin: which of them came true cannot sort them
+    return stats.logistic.cdf(size), (np.sign(difference) + 1) / 2, place
 
 
 def _error(difference: np.ndarray, bins: int) -> float:
-    said, found, counts = _binned(difference, bins)
-    return float((np.abs(said - found) * counts).sum() / counts.sum())
+    said, right, place = _placed(difference, bins)
+    return float(np.abs(np.bincount(place, said - right)).sum() / len(difference))

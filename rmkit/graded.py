@@ -42,9 +42,14 @@ class GradedPrompt:
     group: str
 
     @property
+    def ranked(self) -> tuple[GradedAnswer, ...]:
+        """The answers, best first; equal ones as they stand in the file."""
+        return tuple(sorted(self.answers, key=lambda answer: -answer.utility))
+
+    @property
     def preference(self) -> Preference:
         """The answers ranked by utility: what an annotator who never errs would say, ties included."""
-        ordered = sorted(self.answers, key=lambda answer: -answer.utility)
+        ordered = self.ranked
         levels = sorted({answer.utility for answer in ordered}, reverse=True)
         return Preference(
             self.prompt,
@@ -90,16 +95,20 @@ def graded_pairs(prompts: Sequence[GradedPrompt]) -> list[GradedPair]:
 
 
 def utilities(prompts: Sequence[GradedPrompt]) -> torch.Tensor:
-    """The known quality [N, K] of every answer, in the order of the file. All prompts have K answers."""
-    return torch.tensor([[answer.utility for answer in prompt.answers] for prompt in prompts])
+    """The known quality [N, K] of every answer, best first, as in `preference`. All prompts have K answers."""
+    return torch.tensor([[answer.utility for answer in prompt.ranked] for prompt in prompts])
 
 
-def texts(prompts: Sequence[GradedPrompt]) -> list[Preference]:
-    """The answers in the order of the file, as preferences without judgement: what `features` and `rewards` take."""
-    return [
-        Preference(p.prompt, tuple(a.text for a in p.answers), (0,) * len(p.answers), domain=p.domain, group=p.group)
-        for p in prompts
-    ]
+def rewards_of(judged: Sequence[Preference], prompts: Sequence[GradedPrompt], rewards: torch.Tensor) -> torch.Tensor:
+    """The rewards [..., M, 2] of judged pairs, in the order of their judgement, out of those of all answers.
+
+    judged: M pairs of answers to the prompts, as `Annotator.judge` gives them; rewards [..., N, K] of the answers of N
+    prompts, best first, as a model gives them for `[p.preference for p in prompts]`. Raises KeyError for an answer that
+    is not among them.
+    """
+    place = {(p.prompt, a.text): (n, k) for n, p in enumerate(prompts) for k, a in enumerate(p.ranked)}
+    rows, columns = torch.tensor([[place[j.prompt, text] for text in j.completions] for j in judged]).unbind(-1)
+    return rewards[..., rows, columns]
 
 
 def paraphrased(prompts: Sequence[GradedPrompt], path: str | Path = DATA / "paraphrases.jsonl") -> list[GradedPrompt]:

@@ -16,6 +16,7 @@ from rmkit.batching import ranks_tensor
 from rmkit.preferences import Preference
 
 RESAMPLES = 1000
+FEW_GROUPS = 20  # below which a bootstrap over groups covers less than it says
 SATURATED = 0.99  # from here a logistic loss has less than a hundredth of its gradient left
 
 
@@ -66,6 +67,7 @@ def judged_pairs(rewards: torch.Tensor, ranks: torch.Tensor) -> Pairs:
     """
     if rewards.shape[-2:] != ranks.shape or ranks.ndim != 2:
         raise ValueError(f"rewards and ranks are both [N, K]: got {list(rewards.shape)} and {list(ranks.shape)}")
+    rewards, ranks = rewards.detach().double().cpu(), ranks.cpu()
     present = ranks >= 0
     if not torch.isfinite(rewards[..., present]).all():
         raise ValueError("a reward is not a finite number: accuracy would count it as wrong")
@@ -74,7 +76,7 @@ def judged_pairs(rewards: torch.Tensor, ranks: torch.Tensor) -> Pairs:
     if not decisive.any():
         raise ValueError("no pair was told apart by an annotator: there is no accuracy to measure")
     difference = (rewards[..., :, None] - rewards[..., None, :])[..., decisive]
-    return Pairs(difference.double().numpy(), decisive.nonzero()[:, 0].numpy(), int(tied.triu(1).sum()))
+    return Pairs(difference.numpy(), decisive.nonzero()[:, 0].numpy(), int(tied.triu(1).sum()))
 
 
 def pairwise_accuracy(rewards: torch.Tensor, ranks: torch.Tensor, groups: Sequence[Hashable] | None = None) -> Accuracy:
@@ -82,19 +84,32 @@ def pairwise_accuracy(rewards: torch.Tensor, ranks: torch.Tensor, groups: Sequen
 
     rewards, ranks [N, K], as in `bradley_terry`; or rewards [R, N, K] of R repetitions, such as seeds or the held-out
     rewards of repeated folds, over which a pair is averaged. Every pair weighs the same, equal rewards count half.
-    groups: one for each preference. The interval is Wilson's (1927), for pairs that are independent; where preferences
-        share a group, or have several pairs, that is too narrow: with groups it is a bootstrap over them. It says how
-        other prompts would have come out, not another training set.
+    groups: one for each preference. Without them the interval is Wilson's, for pairs that are independent (over
+        preferences, by bootstrap, for repetitions); where preferences share a prompt, or have several pairs, that is too
+        narrow: with groups it is `share_interval` over them. It says how other prompts would have come out, not another
+        training set.
     Raises ValueError where no pair was told apart, a reward is not a number, or the shapes differ.
     """
     pairs = judged_pairs(rewards, ranks)
-    right = ((np.sign(pairs.difference) + 1) / 2).reshape(-1, pairs.difference.shape[-1]).mean(0)
-    share, equal = float(right.mean()), int((pairs.difference == 0).sum())
-    if groups is None:
+    right = _right(pairs)
+    if groups is None and rewards.ndim == 2:
         low, high = wilson_interval(float(right.sum()), len(right))
     else:
-        low, high = _mean_interval(of_pairs(groups, pairs, ranks), right)
-    return Accuracy(share, low, high, len(right), equal, pairs.tied)
+        low, high = share_interval(of_pairs(groups, pairs, ranks), right)
+    equal = (pairs.difference == 0).reshape(-1, len(right)).all(0)  # in every repetition
+    return Accuracy(float(right.mean()), low, high, len(right), int(equal.sum()), pairs.tied)
+
+
+def accuracy_difference(
+    one: torch.Tensor, other: torch.Tensor, ranks: torch.Tensor, groups: Sequence[Hashable] | None = None
+) -> Estimate:
+    """The accuracy of one model minus that of another on the same pairs, which is surer than two intervals side by side.
+
+    one, other [N, K] or [R, N, K]; ranks, groups: as in `pairwise_accuracy`. The interval is a bootstrap over the groups.
+    """
+    first, second = judged_pairs(one, ranks), judged_pairs(other, ranks)
+    gain = _right(first) - _right(second)
+    return Estimate(float(gain.mean()), *_mean_interval(of_pairs(groups, first, ranks), gain), len(gain))
 
 
 def wilson_interval(successes: float, trials: int, z: float = 1.959964) -> tuple[float, float]:
@@ -109,26 +124,58 @@ def wilson_interval(successes: float, trials: int, z: float = 1.959964) -> tuple
     return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))  # rounding may cross the share
 
 
+def share_interval(groups: Sequence[Hashable], values: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of the mean of values from 0 to 1, one a row, of rows that come in groups.
+
+    A bootstrap over the groups. Where these are fewer than 20, or all alike, it is too narrow, down to nothing: it is then
+    widened to Wilson's interval of as many trials as there are groups. A single group has Wilson's alone.
+    """
+    count, share = len(np.unique(_numbered(groups))), float(values.mean())
+    low, high = _mean_interval(groups, values) if count > 1 else (share, share)
+    if count < FEW_GROUPS or low == high:
+        widest = wilson_interval(share * count, count)
+        low, high = min(low, widest[0]), max(high, widest[1])
+    return low, high
+
+
 def bootstrap_interval(
-    statistic: Callable[..., float], groups: Sequence[Hashable], *columns: np.ndarray, seed: int = 0
+    statistic: Callable[..., float],
+    groups: Sequence[Hashable],
+    *columns: np.ndarray,
+    seed: int = 0,
+    method: str = "percentile",
 ) -> tuple[float, float]:
-    """The 95 % percentile interval of `statistic(*columns)`, groups drawn with replacement (Field and Welsh 2007).
+    """The 95 % interval of `statistic(*columns)`, groups drawn with replacement (Field and Welsh 2007).
 
     groups: one for each row of the columns; rows of a group are drawn together, because they are not independent.
+    method: `"percentile"`, or `"basic"`, which takes off the bias of a statistic that chance makes larger.
     Raises ValueError for fewer than two groups.
     """
-    rows = np.argsort(numbers := _numbered(groups), kind="stable")  # rows of a group one after the other
-    sizes = np.bincount(numbers)
-    starts = np.cumsum(sizes) - sizes
+    rows = _Groups(groups)
+    return _interval(
+        (np.arange(len(rows)),), lambda drawn: statistic(*(column[rows.of(drawn)] for column in columns)), seed,
+        vectorized=False, method=method,
+    )  # fmt: skip
 
-    def resampled(drawn: np.ndarray) -> float:
+
+class _Groups:
+    """The rows of each group."""
+
+    def __init__(self, groups: Sequence[Hashable]):
+        numbers = _numbered(groups)
+        self.rows = np.argsort(numbers, kind="stable")  # rows of a group one after the other
+        self.sizes = np.bincount(numbers)
+        self.starts = np.cumsum(self.sizes) - self.sizes
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def of(self, drawn: np.ndarray) -> np.ndarray:
+        """The rows of the groups that were drawn, each as often as it was."""
         drawn = drawn.astype(int)
-        size = sizes[drawn]
+        size = self.sizes[drawn]
         within = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)  # 0, 1, … in every group drawn
-        chosen = rows[np.repeat(starts[drawn], size) + within]
-        return statistic(*(column[chosen] for column in columns))
-
-    return _interval((np.arange(len(sizes)),), resampled, seed, vectorized=False)
+        return self.rows[np.repeat(self.starts[drawn], size) + within]
 
 
 def _mean_interval(groups: Sequence[Hashable], values: np.ndarray) -> tuple[float, float]:
@@ -139,9 +186,9 @@ def _mean_interval(groups: Sequence[Hashable], values: np.ndarray) -> tuple[floa
 
 
 def _interval(data: tuple, statistic: Callable, seed: int, **options) -> tuple[float, float]:
-    if len(data[0]) < 2:
+    if min(map(len, data)) < 2:
         raise ValueError("an interval by groups wants two groups or more: nothing tells how groups differ")
-    options |= {"n_resamples": RESAMPLES, "method": "percentile", "rng": seed, "batch": 100}
+    options = {"n_resamples": RESAMPLES, "method": "percentile", "rng": seed, "batch": 100} | options
     found = stats.bootstrap(data, statistic, **options).confidence_interval
     return float(found.low), float(found.high)
 
@@ -166,22 +213,27 @@ def rank_correlation(
 ) -> Estimate:
     """How alike two rankings of the same N completions are: rewards, ratings [N] → −1 to 1, and a bootstrap by group.
 
-    method: `"spearman"` (1904), or `"kendall"`, whose τ-b (1945) allows for ties. A reward is only defined up to a
-    constant for each prompt: across prompts this asks more than training taught. Raises ValueError where one is constant.
+    rewards may be [R, N] of R repetitions, over which the correlation is averaged. method: `"spearman"` (1904), or
+    `"kendall"`, whose τ-b (1945) allows for ties. A reward is only defined up to a constant for each prompt: across
+    prompts this asks more than training taught; take each prompt's mean from both to ask within. Raises ValueError where
+    one is constant or no number.
     """
     methods = {"spearman": stats.spearmanr, "kendall": stats.kendalltau}
     if method not in methods:
         raise ValueError(f"method is one of {', '.join(methods)}: got {method!r}")
-    a, b = rewards.double().numpy(), ratings.double().numpy()
-    if a.shape != b.shape or a.ndim != 1 or len(groups) != len(a):
+    a, b = (x.detach().double().cpu().numpy() for x in (rewards, ratings))
+    if a.shape[-1:] != b.shape or a.ndim not in (1, 2) or len(groups) != len(b):
         raise ValueError(f"one reward, rating and group a completion: got {a.shape}, {b.shape} and {len(groups)}")
-    if min(np.ptp(a), np.ptp(b)) == 0:
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ValueError("a reward or a rating is not a finite number")
+    columns = np.atleast_2d(a).T, b  # (N, R), (N)
+    if min(np.ptp(columns[0], 0).min(), np.ptp(b)) == 0:
         raise ValueError("all rewards or all ratings are equal: there is no ranking to compare")
 
     def correlation(a: np.ndarray, b: np.ndarray) -> float:
-        return methods[method](a, b).statistic if np.ptp(a) and np.ptp(b) else 0.0
+        return np.mean([methods[method](one, b).statistic if np.ptp(one) and np.ptp(b) else 0.0 for one in a.T])
 
-    return Estimate(float(correlation(a, b)), *bootstrap_interval(correlation, groups, a, b), len(a))
+    return Estimate(float(correlation(*columns)), *bootstrap_interval(correlation, groups, *columns), len(b))
 
 
 def lengths(preferences: Sequence[Preference]) -> torch.Tensor:
@@ -195,21 +247,26 @@ def accuracy_table(
 ) -> pd.DataFrame:
     """Accuracy for each value of `by` (the domain, unless given) and for all; beside it what length alone would reach.
 
-    rewards [N, K] or [R, N, K]. Columns: pairs, accuracy, low, high (bootstrap by group, Wilson's where all pairs are of
-    groups of their own), longer_wins, shorter_wins, ties (pairs that were judged equal). A part in which no pair was
-    told apart has no row.
+    rewards [N, K] or [R, N, K]. Columns: pairs, accuracy, low, high (Wilson's where every pair is of a group of its own
+    and there are no repetitions, else `share_interval` by group), longer_wins, shorter_wins, ties (pairs that were judged
+    equal). A part in which no pair was told apart has no row. Raises ValueError for other numbers of rewards or of `by`.
     """
     by = [p.domain for p in preferences] if by is None else list(by)
+    if not len(by) == len(preferences) == rewards.shape[-2] or "all" in by:
+        raise ValueError(
+            f"one reward row and one value of `by`, other than 'all', a preference: got {len(preferences)} preferences, "
+            f"rewards {list(rewards.shape)} and {len(by)} values"
+        )
+    parts = {name: [i for i, value in enumerate(by) if value == name] for name in dict.fromkeys(by)}
     table = {}
-    for name in [*dict.fromkeys(by), "all"]:
-        chosen = [i for i, value in enumerate(by) if name in (value, "all")]
+    for name, chosen in (parts | {"all": list(range(len(by)))}).items():
         part = [preferences[i] for i in chosen]
-        ranks, groups = ranks_tensor(part), [p.group for p in part]
         if all(p.is_tie for p in part):
             continue
-        kept = rewards[..., chosen, : ranks.shape[1]]
+        ranks, groups = ranks_tensor(part), [p.group for p in part]
         independent = ranks.shape[1] == 2 and len(set(groups)) == len(groups)
-        accuracy = pairwise_accuracy(kept, ranks, None if independent or len(set(groups)) < 2 else groups)
+        kept = rewards[..., chosen, : ranks.shape[1]]
+        accuracy = pairwise_accuracy(kept, ranks, None if independent else groups)
         longer = pairwise_accuracy(lengths(part), ranks).value
         table[name] = [
             accuracy.pairs, accuracy.value, accuracy.low, accuracy.high, longer, 1 - longer, accuracy.tied_judgements
@@ -221,23 +278,33 @@ def accuracy_table(
 def spillover_gap(
     inside: tuple[torch.Tensor, Sequence[Preference]], outside: tuple[torch.Tensor, Sequence[Preference]]
 ) -> Estimate:
-    """Held-out accuracy in the domains that were trained on, minus that in one that was not: how much a shift costs.
+    """Held-out accuracy in the domains that were trained on, minus that in one that was not.
 
-    inside, outside: rewards [N, K] or [R, N, K], and the preferences that they are of. This is not overfitting, which
-    is training against held-out accuracy in the same domains. The interval resamples the groups of both sides.
+    inside, outside: rewards [N, K] or [R, N, K], and the preferences that they are of. This is not overfitting, which is
+    training against held-out accuracy in the same domains. Nor is it all shift: the two sides ask different questions, of
+    which one may be easier. What the shift costs says `accuracy_difference` on the outside, with a model that was trained
+    on such questions too. The interval resamples the groups of each side.
     """
-    right, groups, is_outside = [], [], []
-    for side, (rewards, preferences) in enumerate((inside, outside)):
-        pairs = judged_pairs(rewards, ranks_tensor(preferences))
-        right.append(((np.sign(pairs.difference) + 1) / 2).reshape(-1, pairs.difference.shape[-1]).mean(0))
-        groups += [(side, preferences[i].group) for i in pairs.preference]
-        is_outside += [side] * len(pairs.preference)
+    sides = []
+    for rewards, preferences in (inside, outside):
+        ranks = ranks_tensor(preferences)
+        pairs = judged_pairs(rewards, ranks)
+        numbers, right = of_pairs([p.group for p in preferences], pairs, ranks), _right(pairs)
+        _, numbers = np.unique(
+            numbers, return_inverse=True
+        )  # of groups without a decisive pair there is nothing to draw
+        sides.append((right, np.bincount(numbers, right), np.bincount(numbers)))
+    (right_in, *sums_in), (right_out, *sums_out) = sides
 
-    def gap(right: np.ndarray, is_outside: np.ndarray) -> float:
-        return float(right[is_outside == 0].mean() - right[is_outside == 1].mean())
+    def gap(i: np.ndarray, o: np.ndarray) -> float:
+        (a, n), (b, m) = (
+            [column[drawn.astype(int)].sum() for column in side] for side, drawn in ((sums_in, i), (sums_out, o))
+        )
+        return a / n - b / m
 
-    columns = np.concatenate(right), np.array(is_outside)
-    return Estimate(gap(*columns), *bootstrap_interval(gap, groups, *columns), len(groups))
+    value = float(right_in.mean() - right_out.mean())
+    interval = _interval((np.arange(len(sums_in[0])), np.arange(len(sums_out[0]))), gap, 0, vectorized=False)
+    return Estimate(value, *interval, len(right_in) + len(right_out))
 
 
 def reward_summary(rewards: torch.Tensor, preferences: Sequence[Preference]) -> pd.Series:
@@ -245,20 +312,22 @@ def reward_summary(rewards: torch.Tensor, preferences: Sequence[Preference]) -> 
 
     mean, standard_deviation, lowest, highest over all completions; spread: the mean over prompts of the highest minus
     the lowest; saturated: the share of judged pairs to which the model gives more than 99 % or less than 1 %;
-    length_correlation: Spearman's, of reward and characters, over all completions.
+    length_correlation: Spearman's, of reward and characters, over all completions. nan where there is nothing to measure.
     """
     ranks = ranks_tensor(preferences)
-    present = ranks >= 0
-    values, sizes = rewards[present].double().numpy(), lengths(preferences)[present].numpy()
+    require_matrix(rewards, ranks)
+    present, rewards = ranks >= 0, rewards.detach().double().cpu()
+    values, sizes = rewards[present].numpy(), lengths(preferences)[present].numpy()
     absent = torch.where(present, 0.0, float("nan")).double()
-    spread = np.nanmax(rewards.double() + absent, 1) - np.nanmin(rewards.double() + absent, 1)
-    certain = stats.logistic.cdf(np.abs(judged_pairs(rewards, ranks).difference)) > SATURATED
+    spread = np.nanmax(rewards + absent, 1) - np.nanmin(rewards + absent, 1)
+    told = not all(p.is_tie for p in preferences)
+    certain = stats.logistic.cdf(np.abs(judged_pairs(rewards, ranks).difference)) > SATURATED if told else np.nan
     varied = np.ptp(values) and np.ptp(sizes)
     return pd.Series(
         {
             "mean": values.mean(), "standard_deviation": values.std(), "lowest": values.min(), "highest": values.max(),
-            "spread": spread.mean(), "saturated": certain.mean(),
-            "length_correlation": stats.spearmanr(values, sizes).statistic if varied else 0.0,
+            "spread": spread.mean(), "saturated": np.mean(certain),
+            "length_correlation": stats.spearmanr(values, sizes).statistic if varied else np.nan,
         }
     )  # fmt: skip
 
@@ -269,7 +338,9 @@ def grouped_folds(
     """(indices to train on, indices held out), for each fold of each repeat; no group on both sides, domains in proportion."""
     groups, domains = [p.group for p in preferences], [p.domain for p in preferences]
     for repeat in range(repeats):
-        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed + repeat)
+        splitter = StratifiedGroupKFold(
+            folds, shuffle=True, random_state=np.random.SeedSequence([seed, repeat]).generate_state(1)[0]
+        )
         for train, held_out in splitter.split(domains, domains, groups):
             yield train.tolist(), held_out.tolist()
 
@@ -287,3 +358,16 @@ def of_pairs(groups: Sequence[Hashable] | None, pairs: Pairs, ranks: torch.Tenso
     if len(groups) != len(ranks):
         raise ValueError(f"groups has one for each preference: got {len(groups)} for {len(ranks)}")
     return _numbered(groups)[pairs.preference]
+
+
+def require_matrix(rewards: torch.Tensor, ranks: torch.Tensor) -> None:
+    """Raise ValueError for repetitions, where each has to be measured by itself."""
+    if rewards.shape != ranks.shape or ranks.ndim != 2:
+        raise ValueError(
+            f"rewards and ranks are both [N, K] here, one repetition at a time: got {list(rewards.shape)} and {list(ranks.shape)}"
+        )
+
+
+def _right(pairs: Pairs) -> np.ndarray:
+    """[M]: 1 for a pair ranked right, 0 for wrong, ½ for equal rewards; averaged over repetitions."""
+    return ((np.sign(pairs.difference) + 1) / 2).reshape(-1, pairs.difference.shape[-1]).mean(0)

@@ -39,7 +39,9 @@ def section_scores(rewards: torch.Tensor, subsets: Sequence[str]) -> dict[str, f
         raise ValueError(f"rewards are [N, 2], a subset each: got {list(rewards.shape)} and {len(subsets)} subsets")
     if unknown := sorted(set(subsets) - {name for weights in SECTIONS.values() for name in weights}):
         raise ValueError(f"these are no subsets of RewardBench: {', '.join(unknown)}")
-    right = (rewards[:, 0] > rewards[:, 1]).numpy()
+    if not torch.isfinite(rewards).all():
+        raise ValueError("a reward is not a finite number: it would count as wrong")
+    right = (rewards[:, 0] > rewards[:, 1]).cpu().numpy()
     names = np.array(subsets)
     accuracy = {name: float(right[names == name].mean()) for name in set(subsets)}
     scores = {}
@@ -85,4 +87,6 @@ def _spread_and_gap(name: str, rewards: Sequence[float], right: int, least: int)
         raise ValueError(
             f"{name}: has {right} right of {len(rewards)} answers; it wants {least} or more, and a wrong one"
         )
+    if not np.isfinite(rewards).all():
+        raise ValueError(f"{name}: holds a reward that is not a finite number")
     return max(rewards[:right]) - min(rewards[:right]), min(rewards[:right]) - max(rewards[right:])

@@ -38,7 +38,7 @@ from rmkit import (
 )
 from rmkit.calibration import calibration_error, fit_temperature
 from rmkit.graded import WEIGHTS, paraphrased
-from rmkit.metrics import rank_correlation
+from rmkit.metrics import accuracy_table, nll, rank_correlation
 from rmkit.rewardbench import section_scores, ties_score
 from tests.tiny import make_tiny_backbone
 
@@ -440,12 +440,15 @@ CASES = [
         ("Accuracy: ranks of more completions", lambda d: rmkit.pairwise_accuracy(torch.zeros(1, 2), torch.tensor([[0, 1, 2]])), "[1, 2]", "[1, 3]"),
         ("Interval: no trials", lambda d: rmkit.wilson_interval(0, 0), "0 of 0"),
         ("Interval: more successes than trials", lambda d: rmkit.wilson_interval(5, 3), "5 of 3"),
-        ("Interval by groups: a single group", lambda d: rmkit.pairwise_accuracy(torch.ones(2, 2), torch.tensor([[0, 1]] * 2), ["a", "a"]), "two groups or more"),
+        ("Interval by groups: a single group", lambda d: nll(torch.ones(2, 2), torch.tensor([[0, 1]] * 2), ["a", "a"]), "two groups or more"),
+        ("Calibration: repetitions at once", lambda d: calibration_error(torch.ones(3, 2, 2), torch.tensor([[0, 1]] * 2)), "[3, 2, 2]", "one repetition at a time"),
+        ("A table: fewer rewards than preferences", lambda d: accuracy_table(torch.ones(2, 2), PAIRS), "6 preferences", "[2, 2]"),
+        ("RewardBench ties: a reward of NaN", lambda d: ties_score({"a": ([1.0, float("nan"), 0.0], 2)}, {"a": ([1.0, 0.0], 1)}), "a: holds", "finite"),
         ("Interval by groups: fewer groups than preferences", lambda d: rmkit.pairwise_accuracy(torch.ones(2, 2), torch.tensor([[0, 1]] * 2), ["a"]), "1 for 2"),
         ("Rank correlation: constant rewards", lambda d: rank_correlation(torch.ones(4), torch.arange(4), list("aabb")), "are equal"),
         ("Rank correlation: a group for some", lambda d: rank_correlation(torch.arange(4), torch.arange(4), ["a", "b"]), "got (4,), (4,) and 2"),
-        ("Calibration: more bins than pairs", lambda d: calibration_error(torch.eye(2), torch.tensor([[0, 1]] * 2)), "from 2 to twice the pairs, 4: got 10"),
-        ("Temperature: every pair is right", lambda d: fit_temperature(torch.tensor([[1.0, 0.0]] * 3), torch.tensor([[0, 1]] * 3)), "ranked wrong"),
+        ("Calibration: more bins than pairs", lambda d: calibration_error(torch.eye(2), torch.tensor([[0, 1]] * 2)), "even number from 2 to twice the pairs, 4: got 10"),
+        ("Temperature: every pair is right", lambda d: fit_temperature(torch.tensor([[1.0, 0.0]] * 3), torch.tensor([[0, 1]] * 3)), "no pair is ranked wrong"),
         ("RewardBench: a subset that it does not have", lambda d: section_scores(torch.eye(2), ["hep-go", "hep-cobol"]), "hep-cobol"),
         ("RewardBench ties: a prompt without its twin", lambda d: ties_score({"a": ([1.0, 1.0, 0.0], 2)}, {}), "'a'"),
     ),

@@ -75,6 +75,25 @@ def test_temperature_and_flips_by_hand():
     assert Annotator(temperature=gap, flips=1.0).probabilities([two_points])[0, 1].item() == pytest.approx(p[0].item())
 
 
+def test_each_setting_by_hand():
+    """One nat apart: Rao and Kupper's, Davidson's, and a bias of two nats, which shows the pair at 3 and at −1 nats."""
+    nat = pair(answer(4), answer(3))
+    gap = nat.first.utility - nat.second.utility
+
+    def sigmoid(x: float) -> float:
+        return 1 / (1 + math.exp(-x))
+
+    eta, nu = math.log(1.25 / 0.75), 0.5 / 0.75
+    shares = math.exp(0.5), math.exp(-0.5), nu
+    by_hand = {
+        Annotator(gap, "rao_kupper", 0.25): [sigmoid(1 - eta), sigmoid(-1 - eta)],
+        Annotator(gap, "davidson", 0.25): [shares[0] / sum(shares), shares[1] / sum(shares)],
+        Annotator(gap, position_bias=2 * gap): [(sigmoid(3) + sigmoid(-1)) / 2, (sigmoid(-3) + sigmoid(1)) / 2],
+    }
+    for annotator, expected in by_hand.items():
+        assert annotator.probabilities([nat])[0, :2].tolist() == pytest.approx(expected), annotator
+
+
 def test_taste_for_length_is_worth_points():
     """Thirty words more at 0.5 points for ten are worth 1.5 points."""
     short, long = answer(6, 10), answer(6, 40)
@@ -155,6 +174,10 @@ def test_panel_rates_from_one_to_seven():
     assert torch.equal(exact[:, 0], exact[:, 1]) and torch.equal(
         exact[:, 0], (1 + 0.6 * quality).double().round().long()
     )
+    strict = panel_ratings(torch.full((50,), 5.0), raters=40, noise=0, leniency=1.0)
+    assert (strict == strict[0]).all() and strict[
+        0
+    ].unique().numel() > 2  # own for each rater, the same for all answers
     one, panel = (np.corrcoef(quality, panel_ratings(quality, n, noise=2.0).double().mean(1))[0, 1] for n in (1, 25))
     assert one < panel  # more raters, less noise
 
@@ -174,6 +197,13 @@ def test_panel_rates_from_one_to_seven():
 def test_settings_that_do_not_exist(setting, told):
     with pytest.raises(ValueError, match=told):
         replace(Annotator(), **setting)
+
+
+@pytest.mark.parametrize("model", [rao_kupper, davidson])
+def test_tie_parameters_below_zero_are_refused(model):
+    with pytest.raises(ValueError, match="is a number from 0 up: got -0.5"):
+        model(torch.zeros(1), -0.5)
+    assert model(torch.tensor([0, 1]), 0.5)[0, 2] > 0  # of whole numbers, too
 
 
 def test_ceilings_want_probabilities():

@@ -42,13 +42,58 @@ def test_curve_is_symmetric_and_bins_are_equal():
     """Every pair is in it twice, as P(1 ≻ 2) and P(2 ≻ 1): the order of a pair bends nothing."""
     rewards, ranks = simulated(500, 2)
     curve = reliability(rewards, ranks)
-    assert curve["count"].sum() == 1000 and curve["count"].max() - curve["count"].min() <= 2
-    assert np.allclose(curve.said + curve.said[::-1].to_numpy(), 1) and np.allclose(
-        curve.found + curve.found[::-1].to_numpy(), 1
-    )
+    assert curve["count"].tolist() == [100] * 10
+    for one, other in (("said", "said"), ("found", "found"), ("low", "high")):
+        assert np.allclose(curve[one] + curve[other][::-1].to_numpy(), 1)
     assert (curve.low <= curve.found).all() and (curve.found <= curve.high).all()
-    turned = reliability(rewards.flip(1), ranks.flip(1))
-    assert np.allclose(turned, curve)
+    assert np.allclose(reliability(rewards.flip(1), ranks.flip(1)), curve)
+
+
+def test_curve_of_whole_rewards_is_symmetric_too():
+    """Rewards of 0 to 3, as of a coarse dtype: equal differences share a bin, and its mirror image has them all."""
+    rng = np.random.default_rng(0)
+    rewards = torch.from_numpy(rng.integers(0, 4, (200, 2)).astype(float))
+    curve = reliability(rewards, torch.tensor([[0, 1]] * 200))
+    assert np.allclose(curve.said + curve.said[::-1].to_numpy(), 1)
+    assert curve["count"].sum() == 400 and np.allclose(curve["count"], curve["count"][::-1])
+
+
+def test_interval_takes_off_the_bias_of_the_error():
+    """Of calibrated models most intervals reach down to 0, though the error never does; of scaled ones they hold the truth."""
+    theory, _ = integrate.quad(
+        lambda d: abs(stats.logistic.cdf(2 * d) - stats.logistic.cdf(d)) * stats.norm.pdf(d, scale=SPREAD), -12, 12
+    )
+    calibrated = [calibration_error(*simulated(200, seed)) for seed in range(20)]
+    doubled = [calibration_error(*simulated(200, seed, 2.0)) for seed in range(20)]
+    assert min(error.value for error in calibrated) > 0
+    assert sum(error.low < 0.01 for error in calibrated) >= 16
+    assert sum(error.low <= theory <= error.high for error in doubled) >= 16
+
+
+def test_intervals_know_that_rows_of_a_group_are_not_independent():
+    """Every pair ten times, as ten annotators who agree: by groups the intervals stay as wide as without the copies."""
+    rewards, ranks = simulated(150, 5)
+    copies, owners = (rewards.repeat(10, 1), ranks.repeat(10, 1)), list(range(150)) * 10
+
+    def width(found) -> float:
+        return found.high - found.low
+
+    once, grouped = calibration_error(rewards, ranks), calibration_error(*copies, owners)
+    assert width(grouped) == pytest.approx(width(once), rel=0.2) and width(grouped) > 2 * width(
+        calibration_error(*copies)
+    )
+    curve, copied = reliability(rewards, ranks), reliability(*copies, owners)
+    assert np.allclose(copied.high - copied.low, curve.high - curve.low, atol=0.08)
+    assert (
+        (copied.high - copied.low)[curve.found < 1]
+        > 1.5 * (reliability(*copies).high - reliability(*copies).low)[curve.found < 1]
+    ).all()
+
+
+def test_chance_is_exceeded_as_often_as_it_says():
+    """By one calibrated set in twenty: of 60 a few, not none and not a fifth."""
+    found = [calibration_error(*simulated(100, seed)) for seed in range(60)]
+    assert 1 <= sum(error.value > error.by_chance for error in found) <= 8
 
 
 def test_equal_rewards_share_a_bin():
@@ -80,7 +125,18 @@ def test_temperature_is_reported_on_other_groups():
 
 
 def test_what_cannot_be_calibrated_is_refused():
-    with pytest.raises(ValueError, match="ranked right and pairs that are ranked wrong"):
-        fit_temperature(torch.tensor([[1.0, 0.0]] * 5), torch.tensor([[0, 1]] * 5))
-    with pytest.raises(ValueError, match="bins is a number from 2 to twice the pairs, 10"):
-        reliability(torch.tensor([[1.0, 0.0]] * 5), torch.tensor([[0, 1]] * 5), bins=11)
+    right = torch.tensor([[1.0, 0.0]] * 5)
+    with pytest.raises(ValueError, match="no pair is ranked wrong"):
+        fit_temperature(right, torch.tensor([[0, 1]] * 5))
+    with pytest.raises(ValueError, match="wrong on the whole"):
+        fit_temperature(right, torch.tensor([[0, 1]] + [[1, 0]] * 4))
+    for bins in (12, 7):
+        with pytest.raises(ValueError, match="bins is an even number from 2 to twice the pairs, 10"):
+            reliability(right, torch.tensor([[0, 1]] * 5), bins=bins)
+    with pytest.raises(ValueError, match="one repetition at a time"):
+        calibration_error(right[None], torch.tensor([[0, 1]] * 5))
+
+
+def test_resamples_of_few_groups_do_not_break():
+    rewards, ranks = simulated(7, 0)
+    assert calibration_error(rewards, ranks, ["a"] * 6 + ["b"]).pairs == 7

@@ -5,8 +5,17 @@ import json
 import pytest
 import torch
 
-from rmkit import GradedAnswer, PreferenceError, graded_pairs, load_graded_answers
-from rmkit.graded import WEIGHTS, GradedPrompt, paraphrased, texts, utilities
+from rmkit import (
+    Annotator,
+    GradedAnswer,
+    Preference,
+    PreferenceError,
+    graded_pairs,
+    load_graded_answers,
+    pairwise_accuracy,
+)
+from rmkit.batching import ranks_tensor
+from rmkit.graded import WEIGHTS, GradedPrompt, paraphrased, rewards_of, utilities
 
 
 def answer(text: str, **lost: int) -> dict:
@@ -40,16 +49,24 @@ def test_answers_become_a_ranking_with_ties(write):
     assert prompt.preference.completions == ("good", "also good", "rude", "bad")
     assert prompt.preference.ranks == (0, 0, 1, 2)
     assert (prompt.preference.domain, prompt.preference.group) == ("d", "g")
-    assert utilities([prompt]).tolist() == [[5, 10, 9.5, 10]]
-    (plain,) = texts([prompt])
-    assert plain.completions == ("bad", "good", "rude", "also good") and plain.is_tie
+    assert utilities([prompt]).tolist() == [[10, 10, 9.5, 5]]
     assert len(graded_pairs([prompt])) == 6
 
 
-def test_texts_and_utilities_are_in_one_order(write):
-    """So that rewards of `texts` compare with `utilities` element by element."""
+def test_utilities_preferences_and_rewards_are_in_one_order(write):
+    """So that an oracle that gives every answer its utility ranks all pairs right, and its judgements find their rewards."""
     prompts = load_graded_answers(write(row(), row(prompt="How?", group="h")))
-    assert utilities(prompts).shape == (2, 4) and utilities(prompts).dtype == torch.float32
+    preferences, quality = [p.preference for p in prompts], utilities(prompts)
+    assert pairwise_accuracy(quality, ranks_tensor(preferences)).value == 1
+    for prompt, preference, values in zip(prompts, preferences, quality.tolist(), strict=True):
+        by_text = {a.text: a.utility for a in prompt.answers}
+        assert [by_text[text] for text in preference.completions] == values
+    judged = Annotator(temperature=1e-3).judge(graded_pairs(prompts))
+    rewards = rewards_of(judged, prompts, torch.stack([quality, -quality]))
+    assert rewards.shape == (2, 12, 2) and (rewards[0, :, 0] >= rewards[0, :, 1]).all()
+    assert torch.equal(rewards[1], -rewards[0])
+    with pytest.raises(KeyError):
+        rewards_of([Preference("Why?", ("good", "unheard of"))], prompts, quality)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from scipy import stats
 
 from rmkit import Preference, pairwise_accuracy, wilson_interval
 from rmkit.metrics import (
+    accuracy_difference,
     accuracy_table,
     bootstrap_interval,
     brier,
@@ -168,7 +169,8 @@ def test_summary_of_rewards():
     """Spread is inside prompts; a difference of 5 nats is 99.3 %; the longest has the highest reward throughout."""
     data = [preference("x", "1", 3, 2, 1, ranks=(0, 1, 2)), preference("x", "2", 9, 4)]
     found = reward_summary(torch.tensor([[6.0, 1.0, 0.0], [8.0, 7.0, 99.0]]), data)
-    assert found.spread == pytest.approx((6 + 1) / 2) and found.highest == 8
+    assert found.spread == pytest.approx((6 + 1) / 2) and (found.lowest, found.highest) == (0, 8)
+    assert (found["mean"], found.standard_deviation) == (pytest.approx(4.4), pytest.approx(np.std([6, 1, 0, 8, 7])))
     assert found.saturated == pytest.approx(2 / 4) and found.length_correlation == pytest.approx(1)
 
 
@@ -182,3 +184,81 @@ def test_folds_keep_groups_whole_and_use_all():
         assert not {data[i].group for i in train} & {data[i].group for i in held_out}
         assert {data[i].domain for i in held_out} == {"x", "y"}
     assert folds[:5] != folds[5:] and folds == list(grouped_folds(data, folds=5, repeats=2))
+
+
+def test_all_alike_is_not_certain():
+    """30 right pairs of 10 prompts: a bootstrap cannot see that an eleventh might be wrong; Wilson's of 10 trials can."""
+    rewards, ranks = torch.tensor([[1.0, 0.0]] * 30), torch.tensor([[0, 1]] * 30)
+    found = pairwise_accuracy(rewards, ranks, [i // 3 for i in range(30)])
+    assert (found.value, found.low, found.high) == (1, pytest.approx(wilson_interval(10, 10)[0]), 1)
+    assert pairwise_accuracy(rewards, ranks, ["one"] * 30).low == pytest.approx(wilson_interval(1, 1)[0])
+
+
+def test_repeated_rows_do_not_make_a_model_surer():
+    """Every preference ten times in its own group: all intervals by groups stay as wide as they were."""
+    rng = np.random.default_rng(2)
+    rewards = torch.from_numpy(rng.normal(size=(60, 2)) + [0.4, 0])
+    data = [preference("x", str(i), int(a), int(b)) for i, (a, b) in enumerate(rng.integers(1, 30, (60, 2)))]
+    copies, tenfold = data * 10, rewards.repeat(10, 1)
+    ranks, groups = torch.tensor([[0, 1]] * 600), [p.group for p in copies]
+    for metric in (pairwise_accuracy, nll, brier):
+        wide, once, narrow = (
+            metric(tenfold, ranks, groups),
+            metric(rewards, ranks[:60], groups[:60]),
+            metric(tenfold, ranks),
+        )
+        assert wide.high - wide.low == pytest.approx(once.high - once.low, rel=0.1), metric
+        assert wide.high - wide.low > 2 * (narrow.high - narrow.low), metric
+    rating = torch.from_numpy(rng.normal(size=60)) + rewards[:, 0]
+    wide = rank_correlation(tenfold[:, 0], rating.repeat(10), groups)
+    narrow = rank_correlation(tenfold[:, 0], rating.repeat(10), list(range(600)))
+    assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
+    gap, gap_once = (spillover_gap((r, d), (-r, d)) for r, d in ((tenfold, copies), (rewards, data)))
+    assert gap.high - gap.low == pytest.approx(gap_once.high - gap_once.low, rel=0.1)
+    table, once = accuracy_table(tenfold, copies).loc["x"], accuracy_table(rewards, data).loc["x"]
+    assert table.high - table.low == pytest.approx(once.high - once.low, abs=0.02)
+
+
+def test_difference_of_two_models_on_the_same_pairs():
+    """They disagree on 10 of 100 pairs, 8 for the one: 0.06, with an interval far narrower than each accuracy's."""
+    ranks = torch.tensor([[0, 1]] * 100)
+    one, other = (torch.tensor([[1.0, 0.0]] * n + [[0.0, 1.0]] * (100 - n)) for n in (68, 60))
+    other[98:] = torch.tensor([1.0, 0.0])  # two that only the other ranks right
+    found, alone = accuracy_difference(one, other, ranks), pairwise_accuracy(one, ranks)
+    assert found.value == pytest.approx(0.06) and found.low < 0.06 < found.high
+    assert found.high - found.low < (alone.high - alone.low) * 0.8
+    repeated = accuracy_difference(torch.stack([one, one]), torch.stack([other, other]), ranks)
+    assert (repeated.value, repeated.low) == (found.value, found.low)
+
+
+def test_gap_to_a_side_of_few_groups_is_a_number():
+    inside = [preference("x", str(i), 1, 1) for i in range(40)]
+    outside = [preference("y", f"o{i % 3}", 1, 1) for i in range(9)]
+    gap = spillover_gap(
+        (torch.tensor([[1.0, 0.0]] * 40), inside), (torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]] * 3), outside)
+    )
+    assert gap.value == pytest.approx(1 / 3) and gap.low <= gap.value <= gap.high
+
+
+def test_any_type_of_rewards_is_measured_alike():
+    """Unsigned integers wrap around when subtracted, half precision overflows, and a training batch has a gradient."""
+    ranks = torch.tensor([[0, 1], [0, 1]])
+    assert pairwise_accuracy(torch.tensor([[1, 2], [1, 2]], dtype=torch.uint8), ranks).value == 0
+    assert pairwise_accuracy(torch.tensor([[6e4, -6e4], [1.0, 0.0]], dtype=torch.float16), ranks).value == 1
+    assert nll(torch.zeros(2, 2, requires_grad=True), ranks).value == pytest.approx(math.log(2))
+
+
+def test_equal_rewards_are_counted_once_over_repetitions():
+    assert pairwise_accuracy(torch.zeros(5, 30, 2), torch.tensor([[0, 1]] * 30)).tied_rewards == 30
+
+
+def test_table_refuses_what_does_not_fit():
+    data = [preference("x", "1", 5, 3), preference("y", "2", 2, 9)]
+    for rewards, by in ((torch.ones(3, 2), None), (torch.ones(2, 2), ["x"]), (torch.ones(2, 2), ["x", "all"])):
+        with pytest.raises(ValueError, match="one reward row and one value of `by`, other than 'all', a preference"):
+            accuracy_table(rewards, data, by)
+
+
+def test_folds_of_two_seeds_are_not_the_same_folds():
+    data = [preference("x", str(i), 1, 2) for i in range(20)]
+    assert list(grouped_folds(data, repeats=2))[5:] != list(grouped_folds(data, seed=1))

@@ -25,6 +25,10 @@ def test_sections_are_those_of_the_paper():
     totals = {section: sum(weights.values()) for section, weights in SECTIONS.items()}
     assert totals == {"Chat": 358, "Chat Hard": 456, "Safety": 740, "Reasoning": 1968}
     assert sum(totals.values()) - 984 + 447 == 2985
+    adversarial = ("neighbor", 134), ("GPTInst", 92), ("GPTOut", 47), ("manual", 46)
+    assert {SECTIONS["Chat Hard"][f"llmbar-adver-{name}"] == count for name, count in adversarial} == {True}
+    assert (SECTIONS["Safety"]["xstest-should-refuse"], SECTIONS["Safety"]["xstest-should-respond"]) == (154, 250)
+    assert (SECTIONS["Chat"]["mt-bench-easy"], SECTIONS["Chat"]["mt-bench-med"]) == (28, 40)
 
 
 def test_ties_score_by_hand():
@@ -51,3 +55,7 @@ def test_what_cannot_be_scored_is_refused():
         ties_score({"a": ([1.0, 1.0, 0.0], 2)}, {"a": ([1.0, 0.0], 1), "b": ([1.0, 0.0], 1)})
     with pytest.raises(ValueError, match="a: has 1 right of 2 answers; it wants 2 or more"):
         ties_score({"a": ([1.0, 0.0], 1)}, {"a": ([1.0, 0.0], 1)})
+    with pytest.raises(ValueError, match="a: holds a reward that is not a finite number"):
+        ties_score({"a": ([1.0, float("nan"), 0.0], 2)}, {"a": ([1.0, 0.0], 1)})
+    with pytest.raises(ValueError, match="not a finite number"):
+        section_scores(torch.tensor([[float("nan"), 0.0]]), ["hep-go"])

@@ -9,16 +9,16 @@ ridge chosen by inner folds of the training prompts. All of it is repeated for S
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from collections.abc import Callable
+from collections import Counter, defaultdict
 
 import numpy as np
 import pandas as pd
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from rmkit import (  # fmt: skip
+from rmkit import (
     Annotator,
+    Preference,
     RewardModel,
     ceilings,
     features,
@@ -26,29 +26,31 @@ from rmkit import (  # fmt: skip
     load_backbone,
     load_graded_answers,
     load_preferences,
+    pairwise_accuracy,
     panel_ratings,
 )
 from rmkit.batching import ranks_tensor
 from rmkit.calibration import calibration_error
-from rmkit.graded import SPILLOVER, WEIGHTS, GradedPrompt, texts, utilities
+from rmkit.graded import SPILLOVER, WEIGHTS, GradedPrompt, rewards_of, utilities
 from rmkit.metrics import (
+    accuracy_difference,
     accuracy_table,
     brier,
     grouped_folds,
+    lengths,
     nll,
-    pairwise_accuracy,
     rank_correlation,
     reward_summary,
     spillover_gap,
 )
-from rmkit.preferences import Preference
 
 SEEDS, FOLDS = 5, 5
 ANNOTATOR = Annotator(temperature=2.0)
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # inverse strengths
-FIRST, SECOND = torch.combinations(torch.arange(4)).T  # the order of graded_pairs
-
-Wins = np.ndarray  # [N, 6]: 1 the first of a pair is better, −1 the second, 0 not told apart
+FIRST, SECOND = torch.combinations(torch.arange(4)).T
+Wins = (
+    np.ndarray
+)  # [N, 6], of the answers as they are ranked: 1 the first of a pair was called better, −1 the second, 0 neither
 
 
 def fit_head(x: np.ndarray, wins: Wins, inverse_ridge: float) -> np.ndarray:
@@ -79,7 +81,7 @@ def best_ridge(x: np.ndarray, wins: Wins, prompts: list[Preference]) -> float:
 
 
 def out_of_fold(
-    x: np.ndarray, prompts: list[Preference], wins_of: Callable[[int], Wins], elsewhere: list[np.ndarray]
+    x: np.ndarray, prompts: list[Preference], wins_of: list[Wins], elsewhere: list[np.ndarray]
 ) -> tuple[torch.Tensor, list[torch.Tensor], list[float], list[float]]:
     """Rewards [SEEDS, N, 4] of prompts that their head did not see; [SEEDS · FOLDS, …] of the features in `elsewhere`.
 
@@ -87,7 +89,7 @@ def out_of_fold(
     """
     held, others, accuracies, ridges = np.zeros((SEEDS, *x.shape[:2])), [[] for _ in elsewhere], [], []
     for seed in range(SEEDS):
-        wins = wins_of(seed)
+        wins = wins_of[seed]
         for train, held_out in grouped_folds(prompts, FOLDS, seed=seed):
             inverse = best_ridge(x[train], wins[train], [prompts[i] for i in train])
             head = fit_head(x[train], wins[train], inverse)
@@ -99,23 +101,15 @@ def out_of_fold(
     return torch.tensor(held), [torch.tensor(np.array(rewards)) for rewards in others], accuracies, ridges
 
 
-def in_file_order(prompts: list[GradedPrompt]) -> torch.Tensor:
-    """Ranks [N, 4] by utility, of the answers as they stand in the file."""
-    return torch.tensor([[sorted({-u for u in row}).index(-u) for u in row] for row in utilities(prompts).tolist()])
-
-
-def ranked(prompts: list[GradedPrompt], rewards: torch.Tensor) -> tuple[torch.Tensor, list[Preference]]:
-    """Rewards and preferences in the order of utility, in which `Preference` wants its completions."""
-    order = utilities(prompts).argsort(dim=1, descending=True, stable=True)
-    return rewards.gather(-1, order.expand_as(rewards)), [p.preference for p in prompts]
-
-
-def judged(prompts: list[GradedPrompt], seed: int) -> tuple[Wins, list[Preference]]:
-    """What the annotators say of all pairs, as signs and as preferences in the order of `graded_pairs`."""
-    pairs = graded_pairs(prompts)
-    said = ANNOTATOR.judge(pairs, seed)
-    signs = [1 if s.chosen == p.first.text else -1 for p, s in zip(pairs, said, strict=True)]
-    return np.array(signs).reshape(-1, 6), said
+def as_wins(judged: list[Preference], prompts: list[GradedPrompt]) -> Wins:
+    """Judgements of all pairs as signs."""
+    number = {(p.prompt, a.text): (n, k) for n, p in enumerate(prompts) for k, a in enumerate(p.ranked)}
+    pair = {(int(i), int(j)): m for m, (i, j) in enumerate(zip(FIRST, SECOND, strict=True))}
+    wins = np.zeros((len(prompts), len(pair)))
+    for judgement in judged:
+        (n, better), (_, worse) = (number[judgement.prompt, text] for text in judgement.completions)
+        wins[n, pair[min(better, worse), max(better, worse)]] = 1 if better < worse else -1
+    return wins
 
 
 def show(table: pd.DataFrame | pd.Series) -> None:
@@ -130,18 +124,20 @@ def show(table: pd.DataFrame | pd.Series) -> None:
 
 def what_it_sees(x: np.ndarray, prompts: list[GradedPrompt]) -> None:
     """Heads for one criterion each, trained on its grades themselves: accuracy on held-out pairs whose grades differ."""
-    plain, rows = texts(prompts), {}
+    plain, rows = [p.preference for p in prompts], {}
     for criterion in WEIGHTS:
-        grades = torch.tensor([[a.grades[criterion] for a in p.answers] for p in prompts])
+        grades = torch.tensor([[a.grades[criterion] for a in p.ranked] for p in prompts])
         wins = (grades[:, FIRST] - grades[:, SECOND]).sign().numpy()
-        rewards, _, _, _ = out_of_fold(x, plain, lambda seed, wins=wins: wins, [])
+        rewards, _, _, _ = out_of_fold(x, plain, [wins] * SEEDS, [])
         row = {}
         for part in ("coding", "writing", "fact", "arithmetic", "explanation", "all"):
             chosen = [i for i, p in enumerate(prompts) if part in (p.domain, p.kind, "all") and np.any(wins[i])]
             ranks = (grades[chosen].amax(1, keepdim=True) - grades[chosen]).long()
-            found = pairwise_accuracy(rewards[:, chosen], ranks, [plain[i].group for i in chosen])
+            groups = [plain[i].group for i in chosen]
+            found = pairwise_accuracy(rewards[:, chosen], ranks, groups)
             row[part] = f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}], {found.pairs}"
-        rows[criterion] = row
+        longer = pairwise_accuracy(lengths(plain)[chosen], ranks).value
+        rows[criterion] = row | {"all: longer, shorter wins": f"{longer:.2f}, {1 - longer:.2f}"}
     table = pd.DataFrame.from_dict(rows, orient="index")
     print(f"| criterion | {' | '.join(table.columns)} |\n|{' --- |' * (len(table.columns) + 1)}")
     for name, row in table.iterrows():
@@ -149,61 +145,86 @@ def what_it_sees(x: np.ndarray, prompts: list[GradedPrompt]) -> None:
     print(flush=True)
 
 
+def centred(values: torch.Tensor) -> torch.Tensor:
+    """[..., N, K] → [..., N · K], less the mean of its prompt."""
+    return (values - values.mean(-1, keepdim=True)).flatten(-2)
+
+
 def main() -> None:
     """Compute features, train the heads, print the tables."""
     prompts, adversarial = load_graded_answers(), load_preferences("adversarial")
+    everything = [p.preference for p in prompts]
     model = RewardModel(load_backbone("smollm2-135m"), trainable="head")
     began, cpu = time.perf_counter(), time.process_time()
-    all_features = features(model, texts(prompts)).numpy()
+    all_features = features(model, everything).numpy()
     took = time.perf_counter() - began, time.process_time() - cpu
     print(
         f"features of {all_features.shape[0] * 4} answers: {took[0]:.0f} s, {took[1]:.0f} s of CPU "
-        "(0 where the store had them)\n"
+        "(a few where the store had them)\n"
     )
     tricky = features(model, adversarial).numpy()
     inside = [i for i, p in enumerate(prompts) if p.domain != SPILLOVER]
     outside = [i for i, p in enumerate(prompts) if p.domain == SPILLOVER]
-    training, advice = [prompts[i] for i in inside], [prompts[i] for i in outside]
-    x, plain = all_features[inside], texts(training)
-    said = [judged(training, seed) for seed in range(SEEDS)]
-    held, (of_advice, of_tricky), accuracies, ridges = out_of_fold(
-        x, plain, lambda seed: said[seed][0], [all_features[outside], tricky]
-    )
+    training, advice = [prompts[i] for i in inside], [everything[i] for i in outside]
+    x, plain = all_features[inside], [everything[i] for i in inside]
+    said = [ANNOTATOR.judge(graded_pairs(prompts), seed) for seed in range(SEEDS)]
+    all_wins = [as_wins(judged, prompts) for judged in said]
+    wins = [w[inside] for w in all_wins]
+    held, (of_advice, of_tricky), accuracies, ridges = out_of_fold(x, plain, wins, [all_features[outside], tricky])
+    held_all, _, _, _ = out_of_fold(all_features, everything, all_wins, [])
+
     ceiling = ceilings(ANNOTATOR.probabilities(graded_pairs(training)))
-    swapped = torch.tensor(np.stack([wins for wins, _ in said])) < 0  # (SEEDS, N, 6)
-    first, second = held[..., FIRST], held[..., SECOND]
-    of_pairs = torch.stack([torch.where(swapped, second, first), torch.where(swapped, first, second)], -1).flatten(1, 2)
-    as_judged, groups = ranks_tensor(said[0][1]), [p.group for p in said[0][1]]
-    ranks = in_file_order(training)
+    per_seed = []
+    for seed, rewards in enumerate(held):
+        judged = [j for j in said[seed] if j.domain != SPILLOVER]
+        ranks, groups = ranks_tensor(judged), [j.group for j in judged]
+        of_pairs = rewards_of(judged, training, rewards)
+        per_seed.append([m(of_pairs, ranks, groups) for m in (pairwise_accuracy, nll, brier, calibration_error)])
+    as_judged, losses, briers, calibrations = zip(*per_seed, strict=True)
+    ranks, groups = ranks_tensor(plain), [p.group for p in plain]
+    seen = of_advice.reshape(SEEDS, FOLDS, *of_advice.shape[1:]).mean(1)  # the heads of a seed, averaged
+    quality, owners = utilities(training), [p.group for p in plain for _ in range(4)]
+    panel = panel_ratings(quality).double().mean(-1)
+    held_out = np.mean([a.value for a in as_judged])
     rows = {
         "training pairs, as judged": f"{np.mean(accuracies):.3f} (heads: {min(accuracies):.3f} to {max(accuracies):.3f})",
-        "held-out pairs, as judged": pairwise_accuracy(of_pairs, as_judged, groups),
+        "held-out pairs, as judged": over_seeds(as_judged),
         "ceiling of that": f"{ceiling.accuracy:.3f}",
-        "held-out NLL (ceiling)": f"{nll(of_pairs, as_judged, groups)} ({ceiling.nll:.3f})",
-        "held-out Brier score (ceiling)": f"{brier(of_pairs, as_judged, groups)} ({ceiling.brier:.3f})",
-        "calibration error": calibration_error(of_pairs[0], as_judged, groups),
-        "held-out pairs, true order": pairwise_accuracy(held, ranks, [p.group for p in plain]),
-        "training minus held-out, as judged": f"{np.mean(accuracies) - pairwise_accuracy(of_pairs, as_judged).value:.3f}",
-        "spillover gap, true order": spillover_gap(ranked(training, held), ranked(advice, of_advice)),
-        "ridges chosen": f"{dict(pd.Series(ridges).value_counts())}",
+        "training minus held-out": f"{np.mean(accuracies) - held_out:.3f}",
+        "held-out NLL": f"{over_seeds(losses)}; floor {ceiling.nll:.3f}, one half to all {np.log(2):.3f}",
+        "held-out Brier score": f"{over_seeds(briers)}; floor {ceiling.brier:.3f}, one half to all 0.25",
+        "calibration error": over_seeds(calibrations)
+        + f"; by chance up to {np.mean([c.by_chance for c in calibrations]):.3f}",
+        "held-out pairs, true order": pairwise_accuracy(held, ranks, groups),
+        "advice, true order": pairwise_accuracy(of_advice, ranks_tensor(advice), [p.group for p in advice]),
+        "spillover gap": spillover_gap((held, plain), (of_advice, advice)),
+        "what training on advice too would add there": accuracy_difference(
+            held_all[:, outside], seen, ranks_tensor(advice), [p.group for p in advice]
+        ),
+        "Spearman with utility, centred by prompt": rank_correlation(centred(held), centred(quality), owners),
+        "Kendall with utility, centred by prompt": rank_correlation(centred(held), centred(quality), owners, "kendall"),
+        "Spearman with a panel of five, centred by prompt": rank_correlation(centred(held), centred(panel), owners),
+        "spread of rewards inside a prompt; pairs above 99 %": "{spread:.2f}; {saturated:.1%}".format(
+            **reward_summary(held[0], plain)
+        ),
+        "ridges chosen (inverse): heads": ", ".join(f"{c:g}: {n}" for c, n in sorted(Counter(ridges).items())),
     }
-    quality = utilities(training)
-    centred = (held - held.mean(-1, keepdim=True)).mean(0).flatten()
-    owners = [p.group for p in plain for _ in range(4)]
-    within = (quality - quality.mean(-1, keepdim=True)).flatten()
-    rating = panel_ratings(quality).double().mean(-1)
-    panel = (rating - rating.mean(-1, keepdim=True)).flatten()
-    for method in ("spearman", "kendall"):
-        rows[f"{method} with utility, inside prompts"] = rank_correlation(centred, within, owners, method)
-    rows["spearman with a panel of five, inside prompts"] = rank_correlation(centred, panel, owners)
+    print("| measured | value |\n| --- | --- |")
     for name, value in rows.items():
         print(f"| {name} | {value} |")
     print()
-    show(accuracy_table(*ranked(training, held)))
-    show(accuracy_table(*ranked(advice, of_advice)))
+    show(accuracy_table(held, plain))
+    show(accuracy_table(of_advice, advice))
     show(accuracy_table(of_tricky, adversarial))
-    show(reward_summary(*ranked(training, held[0])))
     what_it_sees(x, training)
+
+
+def over_seeds(found: tuple) -> str:
+    """The mean of an estimate over seeds, its smallest and largest value, and the mean interval."""
+    values, low, high = ([getattr(one, end) for one in found] for end in ("value", "low", "high"))
+    return (
+        f"{np.mean(values):.3f} [{np.mean(low):.3f}, {np.mean(high):.3f}], seeds {min(values):.3f} to {max(values):.3f}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Real human preferences: a head, and the last two layers, on 900 pairs of HH-RLHF; 300 held out.
+"""Real human preferences: a head, and the last two layers, on 900 pairs of HH-RLHF, 100 of which choose the weights; 300 held out.
 
 python -m tests.benchmarks.hh_rlhf FILE   # harmless-base as Anthropic publishes it; about 15 minutes of two slow cores
 
