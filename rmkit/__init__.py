@@ -13,8 +13,9 @@ from rmkit.trunk import Trunk, computed_once, features
 from rmkit.checkpoints import CheckpointError
 from rmkit.training import History, NonFiniteLoss, TrainConfig, fit
 from rmkit.diagnosis import diagnose
-from rmkit.lesson import claim, outcome, predict, start
+from rmkit.lesson import claim, outcome, predict, predictions, start
 from rmkit.widgets import SliderFigure
+from rmkit.quizzes import quiz
 
 __all__ = [
     "Accuracy", "Annotator", "Backbone", "BackboneUnavailable", "Batch", "Ceilings", "CheckpointError", "Encoded",
@@ -22,5 +23,5 @@ __all__ = [
     "PreferenceError", "RewardModel", "SliderFigure", "TrainConfig", "Trunk", "bradley_terry", "cache_folder",
     "ceilings", "claim", "collate", "computed_once", "diagnose", "encode", "features", "fit", "graded_pairs",
     "load_backbone", "load_graded_answers", "load_preferences", "outcome", "pairwise_accuracy", "panel_ratings",
-    "predict", "split_preferences", "start", "wilson_interval",
+    "predict", "predictions", "quiz", "split_preferences", "start", "wilson_interval",
 ]  # fmt: skip

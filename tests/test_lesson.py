@@ -1,6 +1,7 @@
 """Protects: what a lesson says to its learner: guesses come back, mistakes are named, sliders draw."""
 
 import base64
+import html
 import importlib
 import pkgutil
 import random
@@ -14,8 +15,9 @@ import torch
 import torch.nn.functional as F
 
 import rmkit.exercises
-from rmkit import SliderFigure, claim, outcome, predict, start
+from rmkit import SliderFigure, claim, outcome, predict, predictions, quiz, start
 from rmkit.exercises import check, exercise, hint, solution
+from rmkit.quizzes import Question, Quiz
 
 # --- guesses and claims -------------------------------------------------------------------------------------
 
@@ -41,15 +43,60 @@ def test_guess_comes_back_beside_what_was_measured(cache, capsys):
     ]
 
 
-@pytest.mark.parametrize(("guess", "said"), [(None, "No guess yet"), ("high", "got 'high'"), (True, "got True")])
-def test_what_is_no_guess_is_not_kept(cache, capsys, guess, said):
-    predict("loss", "How high is it?", guess)
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "No guess yet"),
+        ({"guess": "high"}, "got 'high'"),
+        ({"guess": True}, "got True"),
+        ({"guess": float("nan")}, "got nan"),
+        ({"probability": 1.5}, "from 0 to 1: got 1.5"),
+        ({"probability": "sure"}, "got 'sure'"),
+    ],
+)
+def test_what_is_no_guess_is_not_kept(cache, capsys, given, said):
+    predict("loss", "How high is it?", **given)
     assert said in capsys.readouterr().out
     outcome("loss", 1)
     assert capsys.readouterr().out == "You made no guess; measured: 1.\n"
+    assert predictions().empty
 
 
-@pytest.mark.parametrize("content", [b"", b'{"loss": 0.', b"[]", b"3", b"\xff"], ids=ascii)
+def test_probabilities_are_scored(cache, capsys):
+    """Brier: 0.9 on what is so costs 0.01, 0.8 on what is not 0.64; what has no answer yet, or is a number, counts apart."""
+    predict("a", "Is it?", probability=0.9)
+    predict("b", "Is that?", probability=0.8)
+    predict("c", "Will it be?", probability=0.5)
+    predict("d", "How many?", guess=20)
+    capsys.readouterr()
+    outcome("a", True)
+    outcome("b", False)
+    outcome("d", 5)
+    outcome("e", True)
+    assert capsys.readouterr().out.splitlines() == [
+        "You said 90%; the answer is yes.",
+        "You said 80%; the answer is no.",
+        "You guessed 20; measured: 5.",
+        "You made no guess; measured: yes.",
+    ]
+    table = predictions()
+    assert capsys.readouterr().out == "Your Brier score: 0.33 on 2 questions; saying 50 % to all of them gets 0.25.\n"
+    assert table["question"].tolist() == ["Is it?", "Is that?", "Will it be?", "How many?"]
+    assert table["Brier score"][:2].tolist() == pytest.approx([0.01, 0.64])
+    assert table["Brier score"].isna().tolist() == [False, False, True, True]
+    assert table["times off"].tolist()[3] == 4 and table["times off"].isna().sum() == 3
+
+
+def test_a_new_guess_replaces_the_old_one_and_its_outcome(cache, capsys):
+    predict("a", "Is it?", probability=0.9)
+    outcome("a", True)
+    predict("a", "Is it?", probability=0.6)
+    assert np.isnan(predictions()["measured"][0])
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b'{"loss": 0.', b"[]", b"3", b"\xff", b'{"loss": 0.5}', b'{"loss": {"guess": 1}}'], ids=ascii
+)
 def test_corrupt_file_of_guesses_is_no_obstacle(cache, capsys, content):
     cache.mkdir()
     (cache / "predictions.json").write_bytes(content)
@@ -171,16 +218,31 @@ def test_cases_survive_a_function_that_changes_its_arguments():
 
 
 @each_exercise
-def test_solution_and_hint_can_be_used_as_shown(name, capsys):
-    """The source that is printed, pasted into a notebook, is right; the hint does not give it away."""
+def test_solution_can_be_used_as_shown(name, capsys):
+    """The source that is printed, pasted into a notebook, is right."""
     solution(name)
     source, _, reason = capsys.readouterr().out.rpartition("\n\n")
     scope = {"torch": torch, "F": F} | {other: KNOWN[other].reference for other in KNOWN if other != name}
     exec(source, scope)
     assert check(KNOWN[name], scope[name]) is None
     assert reason.strip() == KNOWN[name].reason
-    hint(name)
-    assert capsys.readouterr().out.strip() == KNOWN[name].hint != ""
+
+
+@each_exercise
+def test_hints_come_in_steps_and_begin_again(name, capsys):
+    hints = KNOWN[name].hints
+    assert len(hints) >= 2 and len(set(hints)) == len(hints)
+    for _ in range(len(hints) + 1):
+        hint(name)
+    said = capsys.readouterr().out.splitlines()
+    numbered = [f"hint {i} of {len(hints)}: {text}" for i, text in enumerate(hints, start=1)]
+    start = numbered.index(said[0])  # another test may have asked before
+    assert said == [numbered[(start + i) % len(hints)] for i in range(len(hints) + 1)]
+
+
+@each_exercise
+def test_an_exercise_knows_three_wrong_answers(name):
+    assert len(KNOWN[name].mistakes) >= 3
 
 
 def test_unknown_name_says_what_there_is():
@@ -235,3 +297,52 @@ def test_sliders_are_named_and_above_the_figure(slider_figure):
     figure, _ = slider_figure
     assert [slider.description for slider in figure.sliders.values()] == ["height", "colour"]
     assert figure.box.children == (*figure.sliders.values(), figure.image)
+
+
+# --- quizzes ------------------------------------------------------------------------------------------------
+
+QUIZZES = {"00": rmkit.exercises.start.QUIZ, "03": rmkit.exercises.training.QUIZ}
+
+
+@pytest.mark.parametrize("name", QUIZZES)
+def test_every_choice_is_explained_on_a_page_that_does_not_run(name):
+    page = quiz(name)._repr_mimebundle_()["text/html"]
+    for question in QUIZZES[name]:
+        assert html.escape(question.text) in page
+        for text, why in (question.right, *question.wrong):
+            mark = "Right. " if (text, why) == question.right else "No. "
+            assert f"<summary>{html.escape(text)}</summary>{mark}{html.escape(why)}<" in page
+        assert len({text for text, _ in (question.right, *question.wrong)}) == 1 + len(question.wrong) >= 3
+
+
+def test_right_choices_are_at_every_place_about_equally_often():
+    """Over all lessons, and the same on every machine; a reader who always takes the first gets no more than chance."""
+    places = []
+    for name, questions in QUIZZES.items():
+        arranged = quiz(name).choices
+        assert arranged == quiz(name).choices
+        places += [choices.index(q.right) for choices, q in zip(arranged, questions, strict=True)]
+    counts = np.bincount(places, minlength=3)
+    assert counts.max() - counts.min() <= 2, counts
+    many = Quiz("many", [Question(str(i), ("r", ""), (("a", ""), ("b", ""))) for i in range(60)])
+    assert np.bincount([c.index(("r", "")) for c in many.choices]).tolist() == [20, 20, 20]
+    assert quiz("03").choices != Quiz("other", QUIZZES["03"]).choices
+
+
+def test_a_click_gets_its_explanation():
+    questions = [
+        Question("Is 1 < 2?", ("Yes, <b>it</b> is.", "Right & proper."), (("No.", "Count <again>."), ("Ω", "?")))
+    ]
+    shown = Quiz("click", questions)
+    heading, options, verdict = shown.box.children
+    assert "1 &lt; 2" in heading.value and verdict.value == "" and options.value is None
+    options.value = "No."
+    assert verdict.value == "<p>✗ Count &lt;again&gt;.</p>"
+    options.value = "Yes, <b>it</b> is."
+    assert verdict.value == "<p>✓ Right. Right &amp; proper.</p>"
+    assert "<b>it</b>" not in shown._repr_mimebundle_()["text/html"]
+
+
+def test_quiz_that_is_not_there():
+    with pytest.raises(KeyError, match="there is no quiz '99': 00, 03"):
+        quiz("99")

@@ -21,19 +21,22 @@ from typing import Any
 
 import torch
 
+_HINTS_GIVEN: dict[str, int] = {}
+
 
 @dataclass(frozen=True)
 class Exercise:
     """One exercise: what is right, what is wrong and why, and how to find out.
 
-    cases: argument tuples to try. mistakes: what to say → a function that makes that mistake.
+    cases: argument tuples to try. mistakes: what to say → a function that makes that mistake. hints: from a nudge to all
+    but the answer.
     probe: how to try a function on a case; by default it is called, and what it returns is compared.
     """
 
     reference: Callable
     cases: tuple[tuple, ...]
     mistakes: dict[str, Callable]
-    hint: str
+    hints: tuple[str, ...]
     reason: str  # why the solution is what it is
     probe: Callable[[Callable, tuple], Any] = lambda function, case: function(*case)
 
@@ -82,8 +85,11 @@ def _results(known: Exercise, function: Callable) -> list:
 
 
 def hint(name: str) -> None:
-    """Print a first step towards the answer."""
-    print(_find(name).hint)
+    """Print the next step towards the answer: each call says more, and after the last it begins again."""
+    hints = _find(name).hints
+    given = _HINTS_GIVEN.get(name, 0)
+    print(f"hint {given + 1} of {len(hints)}: {hints[given]}")
+    _HINTS_GIVEN[name] = (given + 1) % len(hints)
 
 
 def solution(name: str) -> None:

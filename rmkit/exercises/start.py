@@ -3,6 +3,7 @@
 import torch
 
 from rmkit.exercises import Exercise
+from rmkit.quizzes import Question
 
 
 def preference_probability(first, second):
@@ -28,7 +29,66 @@ EXERCISES = {
             "this is the difference itself: a probability lies between 0 and 1.": lambda a, b: a - b,
             "this says which is higher, not how likely it is to be preferred.": lambda a, b: (a > b).float(),
         },
-        hint="Which function did the equation above apply to the difference? torch has it under its usual name.",
+        hints=(
+            "Which function did the equation above apply to the difference? torch has it under its usual name.",
+            "What goes in is one number, the first reward minus the second.",
+            "torch.sigmoid of that difference.",
+        ),
         reason="Bradley and Terry's model: the log-odds of the first being preferred are the difference of the rewards.",
     ),
 }
+
+
+QUIZ = [
+    Question(
+        "A reward model gives answer A a reward of 3.1. Is A good?",
+        right=(
+            "It depends on the rewards of other answers to the same prompt.",
+            "A reward has a meaning only against another one for the same prompt.",
+        ),
+        wrong=(
+            (
+                "Yes, it is above zero.",
+                "Zero is not special: adding any constant to all rewards changes no comparison, and training never sees "
+                "the constant.",
+            ),
+            (
+                "It depends on the rewards of answers to other prompts.",
+                "Training compares answers to one prompt; every prompt may have an offset of its own.",
+            ),
+        ),
+    ),
+    Question(
+        "Where is the reward read?",
+        right=(
+            "At the last token of the answer.",
+            "A language model reads from left to right: this is the first position that has seen the whole prompt and "
+            "the whole answer.",
+        ),
+        wrong=(
+            (
+                "At the end of the prompt.",
+                "The answer has not been read there, and a model that reads from left to right cannot look ahead.",
+            ),
+            (
+                "At the last position of the row.",
+                "Only when there is no padding on the right. Reading there is the most reported reward-model bug; lesson "
+                "03 plants it.",
+            ),
+        ),
+    ),
+    Question(
+        "Two answers to one prompt have the rewards 4 and 3. What is the probability that the first is preferred?",
+        right=("σ(1), about 0.73.", "Bradley and Terry: the sigmoid of the difference."),
+        wrong=(
+            (
+                "4 / 7, about 0.57.",
+                "A share of the sum would change when a constant is added to both, and could be negative.",
+            ),
+            (
+                "1: the first has the higher reward.",
+                "A higher reward is more likely to be preferred, not certain to be.",
+            ),
+        ),
+    ),
+]

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from rmkit.exercises import Exercise
+from rmkit.quizzes import Question
 
 
 def bradley_terry_loss(chosen, rejected):
@@ -121,7 +122,11 @@ EXERCISES = {
                 r - c
             ).mean(),
         },
-        hint="Take the difference of the rewards, chosen first; the log of its sigmoid is one function, F.logsigmoid.",
+        hints=(
+            "The loss of a pair is the negative logarithm of the probability that the chosen one wins. What is that probability?",
+            "The log of the sigmoid of a difference is one function, F.logsigmoid.",
+            "Chosen minus rejected, F.logsigmoid, a minus sign, and the mean over the pairs.",
+        ),
         reason="The loss is the negative log-likelihood of what the annotator said, σ(r_chosen − r_rejected), averaged over "
         "the pairs. logsigmoid computes −softplus(−x), which stays finite where log(sigmoid(x)) does not.",
     ),
@@ -149,7 +154,11 @@ EXERCISES = {
                 p * max((s + 1) / (w + 1), (t - s) / (t - w))
             ),
         },
-        hint="Two straight lines: (step + 1) / (warmup + 1) going up, (total − step) / (total − warmup) going down. Which holds when?",
+        hints=(
+            "Two straight lines: one going up during the warm-up, one going down to 0 at `total`.",
+            "(step + 1) / (warmup + 1) goes up, (total − step) / (total − warmup) comes down. Which of the two holds when?",
+            "The smaller of the two always holds: min, times peak.",
+        ),
         reason="The smaller of the two lines is the rising one before the end of the warm-up and the falling one after it.",
     ),
     "training_step": Exercise(
@@ -169,7 +178,11 @@ EXERCISES = {
             "the weights never move: optimizer.step() is missing, or there is no gradient when it comes: it belongs after "
             "backward and before zero_grad.": _step(order=("backward",)),
         },
-        hint="Six lines: rewards, loss, backward, clip, step, zero_grad. The rewards have a column for chosen and one for rejected.",
+        hints=(
+            "Six lines: rewards, loss, backward, clip, step, zero_grad.",
+            "The rewards have a column for chosen and one for rejected; the loss is that of the exercise before.",
+            "clip_grad_norm_ wants model.parameters() and the norm; return loss.item().",
+        ),
         reason="backward adds to what is in .grad, so someone has to empty it once a step; clipping must see the finished "
         "gradient, and the step must see the clipped one.",
     ),
@@ -190,7 +203,11 @@ EXERCISES = {
             "these are numbers, not bytes: an fp32 number takes 4.": lambda n, t: n + 3 * t,
             "this is for 2-byte weights; here everything is fp32.": lambda n, t: 2 * n + 12 * t,
         },
-        hint="Each fp32 number takes 4 bytes. A frozen parameter is one number; a trained one is four: which?",
+        hints=(
+            "Each fp32 number takes 4 bytes. How many numbers does a frozen parameter need?",
+            "A frozen parameter is one number; a trained one is four: weight, gradient, and two of Adam.",
+            "4 bytes for all `parameters`, and 12 more for those that are `trainable`.",
+        ),
         reason="A trained parameter is held as weight, gradient, and Adam's two moments: 16 bytes. A frozen one is a weight: "
         "4 bytes. Activations come on top, and grow with the tokens in a micro-batch.",
     ),
@@ -213,7 +230,10 @@ EXERCISES = {
             "the sum runs over the whole batch: sum along each row, dim=1.": lambda m: m.sum() - 1,
             "one dimension too many: leave out keepdim.": lambda m: m.sum(dim=1, keepdim=True) - 1,
         },
-        hint="The mask holds a 1 for every token: how many are there in a row, and where does counting begin?",
+        hints=(
+            "The mask holds a 1 for every token: how many are there in a row?",
+            "Sum along each row, dim=1. And where does counting begin?",
+        ),
         reason="With padding on the right, a row of n tokens has them at positions 0 … n − 1. (rmkit reads the position off "
         "the segments instead, which also holds when several completions share a row.)",
     ),
@@ -239,8 +259,79 @@ EXERCISES = {
                 (c > r).float() + 0.5 * (c == r).float()
             ).sum(),
         },
-        hint="Count a pair as 1 where chosen > rejected (as .float()), as ½ where they are equal, and average.",
+        hints=(
+            "A pair is right, wrong, or neither: what should a model get that gives every answer the same reward?",
+            "Count a pair as 1 where chosen > rejected (as .float()), as ½ where they are equal.",
+            "Add the two, and take the mean.",
+        ),
         reason="A coin would get half of the equal ones. Counting them as wrong punishes coarse scores, such as bf16's; "
         "counting them as right rewards a model that gives everything the same score.",
     ),
 }
+
+
+QUIZ = [
+    Question(
+        "Your first training loss is 0.45. What follows?",
+        right=(
+            "Nothing yet: it may be the random head.",
+            "All pairs of one kind of preference lean the same way, so one head's luck moves the whole loss.",
+        ),
+        wrong=(
+            (
+                "The model already knows a little about the preference.",
+                "Not from this alone: random heads start anywhere around ln 2 (section 3). Try three seeds.",
+            ),
+            (
+                "The learning rate is too high.",
+                "The first loss is computed before any update; no learning rate has acted yet.",
+            ),
+        ),
+    ),
+    Question(
+        "Training loss 0.000 after two steps. What do you check first?",
+        right=(
+            "Whether the body still knows its language, and whether a trivial rule decides the pairs.",
+            "The first finds a destructive learning rate, the second an easy task. A leak between the splits is the third "
+            "suspect.",
+        ),
+        wrong=(
+            (
+                "Nothing; lower is better.",
+                "Section 8: the lowest loss belonged to the run that damaged the body most.",
+            ),
+            (
+                "Whether the batch was too large.",
+                "A large batch makes gradients less noisy; it cannot make a loss vanish.",
+            ),
+        ),
+    ),
+    Question(
+        "The reward of a text changes from 1.2 to 0.7 when it is scored in another batch. What is the likeliest cause?",
+        right=(
+            "The reward is read from a padding position.",
+            "Most likely. Score the text alone and beside a longer neighbour.",
+        ),
+        wrong=(
+            (
+                "Rounding: batched arithmetic differs in the last digits.",
+                "Section 10 measures how much that is in fp32: thousands of times less than 0.5.",
+            ),
+            (
+                "Dropout is still on.",
+                "Possible, and worth excluding with model.eval(); but then it would change in the same batch, too.",
+            ),
+        ),
+    ),
+    Question(
+        "Why is a step of LoRA dearer than one of the last two layers, although it trains fewer parameters?",
+        right=(
+            "Its gradient passes through every layer.",
+            "It skips the gradients and moments of the frozen matrices, not the journey through them.",
+        ),
+        wrong=(
+            ("Its adapters have as many parameters as the model.", "The table of section 7 counts them: they do not."),
+            ("It must be merged after every step.", "Merging happens once, when the model is saved."),
+        ),
+    ),
+]
