@@ -152,12 +152,13 @@ def write(nb: nbformat.NotebookNode, path: Path) -> None:
 
 
 def run(path: Path) -> None:
-    """Execute the notebook in place and print what it cost, with its five slowest cells.
+    """Execute the notebook in place, as on a machine that has run none, and print what it cost, with its five slowest cells.
 
     What it cost, and how fast this machine was just before, is stored for `python -m rmkit.doctor`.
     """
-    from rmkit import doctor  # not above: it takes seconds, and neither lint nor pytest's conftest needs it
+    from rmkit import doctor, trunk  # not above: it takes seconds, and neither lint nor pytest's conftest needs it
 
+    shutil.rmtree(trunk.trunk_folder(), ignore_errors=True)
     nb = nbformat.read(path, as_version=4)
     machine = {"device": doctor.device(), "speed_gflops": round(doctor.speed(doctor.device()), 1)}
     cost = execute(nb, path.resolve().parent)
