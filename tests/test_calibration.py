@@ -72,7 +72,7 @@ def test_interval_takes_off_the_bias_of_the_error():
 
 def test_intervals_know_that_rows_of_a_group_are_not_independent():
     """Every pair ten times, as ten annotators who agree: by groups the intervals stay as wide as without the copies."""
-    rewards, ranks = simulated(150, 5)
+    rewards, ranks = simulated(150, 5, 2.0)
     copies, owners = (rewards.repeat(10, 1), ranks.repeat(10, 1)), list(range(150)) * 10
 
     def width(found) -> float:

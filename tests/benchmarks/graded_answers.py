@@ -1,6 +1,6 @@
 """What a head on a frozen backbone makes of the graded answers: the first table of data/README.md.
 
-python -m tests.benchmarks.graded_answers   # prints it; about 8 minutes of two slow cores
+python -m tests.benchmarks.graded_answers   # prints it; about 10 minutes of two slow cores
 
 The frozen body is computed once. Heads are Bradley–Terry regressions on the differences of two answers' features, with a
 ridge chosen by inner folds of the training prompts. All of it is repeated for SEEDS seeds: other judgements, other folds.
@@ -112,13 +112,11 @@ def as_wins(judged: list[Preference], prompts: list[GradedPrompt]) -> Wins:
     return wins
 
 
-def show(table: pd.DataFrame | pd.Series) -> None:
-    """As markdown, rounded to what an interval of ten points leaves significant."""
-    table = table.to_frame() if isinstance(table, pd.Series) else table
-    print(f"| {' | '.join(['', *map(str, table.columns)])} |\n|{' --- |' * (len(table.columns) + 1)}")
-    for name, row in table.iterrows():
-        cells = (f"{v:.2f}" if isinstance(v, float) and v != int(v) or v in (0.0, 1.0) else f"{v:.0f}" for v in row)
-        print(f"| {name} | {' | '.join(cells)} |")
+def show(table: pd.DataFrame) -> None:
+    """As markdown: counts whole, shares to two digits, of which an interval of ten points leaves one significant."""
+    print(f"| {' | '.join(['', *table.columns])} |\n|{' --- |' * (len(table.columns) + 1)}")
+    for name, row in table.astype(object).iterrows():
+        print(f"| {name} | {' | '.join(f'{v:.2f}' if isinstance(v, float) else str(v) for v in row)} |")
     print(flush=True)
 
 
@@ -214,7 +212,7 @@ def main() -> None:
         print(f"| {name} | {value} |")
     print()
     show(accuracy_table(held, plain))
-    show(accuracy_table(of_advice, advice))
+    show(accuracy_table(of_advice, advice).drop("all"))
     show(accuracy_table(of_tricky, adversarial))
     what_it_sees(x, training)
 
