@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -22,6 +23,7 @@ SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "docmanager-extension/plugin": {"autosave": False},
 }
+VERDICT = re.compile("^[✓✗] .")  # before what a quiz has to say
 SLIDERS = ".jp-OutputArea-output .widget-slider .noUi-handle"
 
 # The page's side: `--expose-app-in-browser` gives us the application as window.jupyterapp.
@@ -153,3 +155,21 @@ def move_slider(page, handle, seconds: float = 60) -> tuple[str, str]:
     assert after != before, f"slider {where!r}: its value stays at {before}"
     assert figure.screenshot() != pixels, f"slider {where!r}: the new figure looks like the old one"
     return before, after
+
+
+def answer_quizzes(page) -> int:
+    """Take the first choice of every question with the keyboard, and give back how many there were.
+
+    AssertionError where no explanation appears under a question.
+    """
+    groups = page.locator(".jp-OutputArea-output .widget-radio").all()
+    for group in groups:
+        group.scroll_into_view_if_needed()
+        group.locator("input").first.focus()
+        page.keyboard.press("Space")
+        verdict = group.locator("xpath=following-sibling::div[1]")
+        try:
+            verdict.get_by_text(VERDICT).wait_for(timeout=20_000)
+        except Exception as error:
+            raise AssertionError(f"no explanation for {group.inner_text()!r}") from error
+    return len(groups)

@@ -1,4 +1,4 @@
-"""In a real JupyterLab: run-all ends without an error, and every slider moves its figure.
+"""In a real JupyterLab: run-all ends without an error, every slider moves its figure, every quiz answers.
 
 Asked for by RMKIT_BROWSER_TESTS=1, since the notebooks train models for minutes; RMKIT_SCREENSHOTS=FOLDER
 keeps a picture of every slider after its move.
@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from tests.lab_driver import SLIDERS, lab, missing, move_slider, run_all
+from tests.lab_driver import SLIDERS, answer_quizzes, lab, missing, move_slider, run_all
 from tests.notebook_tool import METADATA, ROOT
 
 NOTEBOOKS = [name for name in ("00_start_here", "03_training") if (ROOT / f"notebooks/{name}.ipynb").exists()]
@@ -80,7 +80,7 @@ class TestDriver:
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_every_slider_moves_its_figure(name):
+def test_every_slider_moves_its_figure_and_every_quiz_answers(name):
     with lab(ROOT / "notebooks") as page:
         run_all(page, f"{name}.ipynb")
         handles = page.locator(SLIDERS).all()
@@ -89,3 +89,6 @@ def test_every_slider_moves_its_figure(name):
             move_slider(page, handle)
             if folder := os.environ.get("RMKIT_SCREENSHOTS"):
                 page.screenshot(path=Path(folder) / f"{name}-{i}.png")
+        assert answer_quizzes(page) >= 3, "a lesson ends with a quiz"
+        if folder := os.environ.get("RMKIT_SCREENSHOTS"):
+            page.screenshot(path=Path(folder) / f"{name}-quiz.png")
