@@ -14,13 +14,13 @@ from rmkit.checkpoints import CheckpointError
 from rmkit.training import History, NonFiniteLoss, TrainConfig, fit
 from rmkit.diagnosis import diagnose
 from rmkit.lesson import claim, outcome, predict, predictions, start
-from rmkit.widgets import SliderFigure
+from rmkit.widgets import Playground, SliderFigure
 from rmkit.quizzes import quiz
 
 __all__ = [
     "Accuracy", "Annotator", "Backbone", "BackboneUnavailable", "Batch", "Ceilings", "CheckpointError", "Encoded",
     "Estimate", "GradedAnswer", "GradedPair", "GradedPrompt", "History", "NonFiniteLoss", "Preference",
-    "PreferenceError", "RewardModel", "SliderFigure", "TrainConfig", "Trunk", "bradley_terry", "cache_folder",
+    "Playground", "PreferenceError", "RewardModel", "SliderFigure", "TrainConfig", "Trunk", "bradley_terry", "cache_folder",
     "ceilings", "claim", "collate", "computed_once", "diagnose", "encode", "features", "fit", "graded_pairs",
     "load_backbone", "load_graded_answers", "load_preferences", "outcome", "pairwise_accuracy", "panel_ratings",
     "predict", "predictions", "quiz", "split_preferences", "start", "wilson_interval",

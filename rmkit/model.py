@@ -208,6 +208,27 @@ class RewardModel(nn.Module):
         rows = [replace(whole, completions=chunk, ranks=(0,) * len(chunk)) for chunk in chunks]
         return self.rewards(rows, batch_size=1).flatten()[: len(completions)]
 
+    @torch.no_grad()
+    def token_rewards(self, prompt: str, completion: str) -> list[tuple[str, float]]:
+        """(token, reward) after every token of a completion, as the text grows; the last one is its reward.
+
+        A token sees only what stands before it, so one pass gives them all. Before the last, which closes the answer,
+        training never read a reward. Raises ValueError for mean pooling, which reads no single token.
+        """
+        if self.settings["pooling"] != "last":
+            raise ValueError("token_rewards wants a model that reads the last token: this one takes the mean of all")
+        (encoded,) = self.encode([Preference(prompt, (completion, completion), (0, 0))])
+        batch = self.collate([replace(encoded, completions=encoded.completions[:1], ranks=(0,))])
+        training = self.training
+        self.eval()
+        try:
+            hidden = self.run(self.body, batch)[0, len(encoded.prompt) :].float()  # (C, H)
+            with torch.autocast(self.device.type, enabled=False):
+                rewards = self.head(hidden)[:, 0].tolist()
+        finally:
+            self.train(training)
+        return [(self.tokenizer.decode([i]), r) for i, r in zip(encoded.completions[0], rewards, strict=True)]
+
     def trainable_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 

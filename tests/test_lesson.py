@@ -5,6 +5,7 @@ import html
 import importlib
 import pkgutil
 import random
+import re
 
 import datasets
 import huggingface_hub
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 import rmkit.exercises
-from rmkit import SliderFigure, claim, outcome, predict, predictions, quiz, start
+from rmkit import Playground, RewardModel, SliderFigure, claim, outcome, predict, predictions, quiz, start
 from rmkit.exercises import check, exercise, hint, solution
 from rmkit.quizzes import Question, Quiz
 
@@ -346,3 +347,62 @@ def test_a_click_gets_its_explanation():
 def test_quiz_that_is_not_there():
     with pytest.raises(KeyError, match="there is no quiz '99': 00, 03"):
         quiz("99")
+
+
+# --- the playground -----------------------------------------------------------------------------------------
+
+TYPED = '<script>alert(1)</script> <img src=x onerror=alert(2)> $\\LaTeX$ & "quotes"'
+
+
+@pytest.fixture
+def playground(tiny):
+    torch.manual_seed(0)
+    model = RewardModel(tiny, trainable="head")
+    return Playground(model, "What is tea?", "A drink made of leaves.", "No idea!")
+
+
+def test_playground_shows_what_the_model_scores(playground):
+    first, second = playground.model.score("What is tea?", ["A drink made of leaves.", "No idea!"]).tolist()
+    shown = playground.result.value
+    assert f"<b>first: {first:+.2f}</b>" in shown and f"<b>second: {second:+.2f}</b>" in shown
+    assert f"P(first preferred) = {1 / (1 + np.exp(second - first)):.3f}" in shown
+    page = playground._repr_mimebundle_()
+    assert shown in page["text/html"] and "A drink made of leaves." in page["text/html"]
+    assert page["application/vnd.jupyter.widget-view+json"]["model_id"] == playground.box.model_id
+
+
+def test_playground_scores_anew_and_says_what_is_missing(playground):
+    before = playground.result.value
+    playground.fields["second"].value = "Tea is a drink."
+    after = playground.result.value
+    assert after != before and "<b>second: " in after
+    playground.fields["first"].value = " "
+    assert playground.result.value == "<p>Type a prompt and two answers.</p>"
+    playground.fields["first"].value = "Say </s>."
+    assert "special token" in playground.result.value and "</s>" not in playground.result.value
+
+
+def test_playground_shows_markup_as_text(playground):
+    """In every field, in the widget and on the page: no tag of the user's, and no formula outside of code."""
+    for field in playground.fields.values():
+        field.value = TYPED
+    page = playground._repr_mimebundle_()["text/html"]
+    for shown in (playground.result.value, page):
+        assert "<script" not in shown and "<img" not in shown
+        assert "$" not in re.sub(r"<code[^>]*>.*?</code>", "", shown)
+    assert html.escape(TYPED) in page
+
+
+def test_token_rewards_are_those_of_the_text_so_far(tiny):
+    """The last is the reward; each is what the head makes of the state there; and mean pooling has none."""
+    torch.manual_seed(0)
+    model = RewardModel(tiny, trainable="head", dropout=0.5).train()
+    grown = model.token_rewards("What is tea?", "A drink made of leaves.")
+    assert model.training
+    assert "".join(text for text, _ in grown).startswith("A") or grown[0][0].strip() == "A"
+    assert grown[-1][1] == pytest.approx(model.score("What is tea?", ["A drink made of leaves."]).item(), abs=1e-5)
+    shorter = model.token_rewards("What is tea?", "A drink")
+    same = len(shorter) - 1  # all but the end of turn
+    assert [r for _, r in shorter[:same]] == pytest.approx([r for _, r in grown[:same]], abs=1e-5)
+    with pytest.raises(ValueError, match="takes the mean of all"):
+        RewardModel(tiny, trainable="head", pooling="mean").token_rewards("Tea?", "Yes.")
