@@ -23,6 +23,7 @@ SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "docmanager-extension/plugin": {"autosave": False},
 }
+MARKUP = "<script>alert(1)</script> <img src=x onerror=alert(2)> $\\LaTeX$"
 VERDICT = re.compile("^[✓✗] .")  # before what a quiz has to say
 SLIDERS = ".jp-OutputArea-output .widget-slider .noUi-handle"
 
@@ -173,3 +174,27 @@ def answer_quizzes(page) -> int:
         except Exception as error:
             raise AssertionError(f"no explanation for {group.inner_text()!r}") from error
     return len(groups)
+
+
+def type_in_playgrounds(page) -> int:
+    """Type markup as the second answer of every playground, leave the field, and give back how many there were.
+
+    AssertionError where no new result comes, or the markup does something.
+    """
+    alarms = []
+    page.on("dialog", lambda dialog: (alarms.append(dialog.message), dialog.dismiss()))
+    fields = page.locator(".jp-OutputArea-output .widget-textarea textarea").all()
+    for field in fields[2::3]:
+        output = field.locator('xpath=ancestor::div[contains(@class, "jp-OutputArea-output")][1]')
+        field.scroll_into_view_if_needed()
+        before = output.inner_text()
+        field.fill(MARKUP)
+        page.keyboard.press("Tab")
+        page.wait_for_function(
+            "([output, before]) => output.innerText !== before", arg=[output.element_handle(), before]
+        )
+        page.wait_for_timeout(500)
+        assert not alarms and not output.locator("img, script, mjx-container").count(), (
+            "what was typed is not shown as text"
+        )
+    return len(fields) // 3

@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from tests.lab_driver import SLIDERS, answer_quizzes, lab, missing, move_slider, run_all
+from tests.lab_driver import SLIDERS, answer_quizzes, lab, missing, move_slider, run_all, type_in_playgrounds
 from tests.notebook_tool import METADATA, ROOT
 
 NOTEBOOKS = [name for name in ("00_start_here", "03_training") if (ROOT / f"notebooks/{name}.ipynb").exists()]
@@ -89,6 +89,7 @@ def test_every_slider_moves_its_figure_and_every_quiz_answers(name):
             move_slider(page, handle)
             if folder := os.environ.get("RMKIT_SCREENSHOTS"):
                 page.screenshot(path=Path(folder) / f"{name}-{i}.png")
+        assert type_in_playgrounds(page) == (name == "00_start_here")
         assert answer_quizzes(page) >= 3, "a lesson ends with a quiz"
         if folder := os.environ.get("RMKIT_SCREENSHOTS"):
             page.screenshot(path=Path(folder) / f"{name}-quiz.png")
