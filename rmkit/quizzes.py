@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import ipywidgets
 
+from rmkit.widgets import live
+
 
 @dataclass(frozen=True)
 class Question:
@@ -49,12 +51,7 @@ class Quiz:
         return [ipywidgets.HTML(f"<b>{number + 1}. {html.escape(question.text)}</b>"), options, verdict]
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
-        return {
-            "application/vnd.jupyter.widget-view+json": {
-                "version_major": 2,
-                "version_minor": 0,
-                "model_id": self.box.model_id,
-            },
+        return live(self.box) | {
             "text/html": self._page(),
             "text/plain": f"<quiz of {len(self.questions)} questions>",
         }

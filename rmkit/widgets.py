@@ -14,6 +14,12 @@ from matplotlib.figure import Figure
 from rmkit.model import RewardModel
 
 
+def live(box: ipywidgets.Widget) -> dict:
+    """The part of a display's MIME bundle that shows a widget where a kernel runs; beside it belongs what shows elsewhere."""
+    view = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
+    return {"application/vnd.jupyter.widget-view+json": view}
+
+
 class SliderFigure:
     """Sliders above a figure that is drawn anew whenever one of them moves.
 
@@ -40,12 +46,7 @@ class SliderFigure:
         self.image.value = png.getvalue()
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
-        return {
-            "application/vnd.jupyter.widget-view+json": {
-                "version_major": 2,
-                "version_minor": 0,
-                "model_id": self.box.model_id,
-            },
+        return live(self.box) | {
             "image/png": base64.b64encode(self.image.value).decode(),
             "text/plain": f"<figure with sliders: {', '.join(self.sliders)}>",
         }
@@ -94,12 +95,7 @@ class Playground:
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
         typed = [f"<p>{name}: <code>{html.escape(field.value)}</code></p>" for name, field in self.fields.items()]
-        return {
-            "application/vnd.jupyter.widget-view+json": {
-                "version_major": 2,
-                "version_minor": 0,
-                "model_id": self.box.model_id,
-            },
+        return live(self.box) | {
             "text/html": "".join(typed) + self.result.value,
             "text/plain": "<playground: a prompt and two answers>",
         }
