@@ -108,17 +108,24 @@ class RewardModel(nn.Module):
 
     def pooled(self, batch: Batch) -> torch.Tensor:
         """What the head reads: one hidden state a completion, [B, K, H] in fp32."""
+        if self.trunk and self.trunk.whole and batch.hidden is not None:
+            return batch.hidden
+        return POOLINGS[self.settings["pooling"]](self.hidden_states(batch), batch).float()
+
+    def hidden_states(self, batch: Batch) -> torch.Tensor:
+        """What the body gives for every token, [N, T, H], in the precision that it computes in.
+
+        ValueError for a batch of `computed_once` that has ended, or that holds only what the head reads.
+        """
         if batch.hidden is None:
-            hidden = self.run(self.body, batch)
-        elif self.trunk is None:
+            return self.run(self.body, batch)
+        if self.trunk is None:
             raise ValueError(
                 "this batch was made within computed_once, which has ended: make it again with model.batch"
             )
-        elif self.trunk.whole:
-            return batch.hidden
-        else:
-            hidden = self.run(self.trunk.top, batch)
-        return POOLINGS[self.settings["pooling"]](hidden, batch).float()
+        if self.trunk.whole:
+            raise ValueError("this batch holds what the head reads, and no other token: use model.collate or lay_out")
+        return self.run(self.trunk.top, batch)
 
     def run(self, layers: nn.Module, batch: Batch) -> torch.Tensor:
         """The hidden states [N, T, H] that the body, or a part of it, gives for a batch."""
@@ -222,7 +229,7 @@ class RewardModel(nn.Module):
         training = self.training
         self.eval()
         try:
-            hidden = self.run(self.body, batch)[0, len(encoded.prompt) :].float()  # (C, H)
+            hidden = self.hidden_states(batch)[0, len(encoded.prompt) :].float()  # (C, H)
             with torch.autocast(self.device.type, enabled=False):
                 rewards = self.head(hidden)[:, 0].tolist()
         finally:

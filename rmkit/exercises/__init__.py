@@ -44,7 +44,7 @@ class Exercise:
 def exercise(function: Callable) -> Callable:
     """Check the function that is decorated; give back the one that the notebook goes on with."""
     name = function.__name__
-    known = _find(name)
+    known = find(name)
     try:
         verdict = check(known, function)
     except NotImplementedError:
@@ -86,7 +86,7 @@ def _results(known: Exercise, function: Callable) -> list:
 
 def hint(name: str) -> None:
     """Print the next step towards the answer: each call says more, and after the last it begins again."""
-    hints = _find(name).hints
+    hints = find(name).hints
     given = _HINTS_GIVEN.get(name, 0)
     print(f"hint {given + 1} of {len(hints)}: {hints[given]}")
     _HINTS_GIVEN[name] = (given + 1) % len(hints)
@@ -94,14 +94,15 @@ def hint(name: str) -> None:
 
 def solution(name: str) -> None:
     """Print the reference, and why it is right."""
-    known = _find(name)
+    known = find(name)
     print(textwrap.dedent(inspect.getsource(known.reference)) + "\n" + known.reason)
 
 
-def _find(name: str) -> Exercise:
-    from rmkit.exercises import start, training  # here: they import Exercise from this file
+def find(name: str) -> Exercise:
+    """The exercise of that name. Raises KeyError, with all names, where there is none."""
+    from rmkit.exercises import architecture, losses, start, training  # here: they import Exercise from this file
 
-    known = start.EXERCISES | training.EXERCISES
+    known = start.EXERCISES | architecture.EXERCISES | losses.EXERCISES | training.EXERCISES
     if name not in known:
         raise KeyError(f"no exercise is called {name!r}: keep the name of the function, one of {', '.join(known)}")
     return known[name]
