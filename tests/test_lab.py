@@ -14,7 +14,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from tests.lab_driver import SLIDERS, answer_quizzes, lab, missing, move_slider, run_all, type_in_playgrounds
 from tests.notebook_tool import METADATA, ROOT
 
-NOTEBOOKS = [name for name in ("00_start_here", "03_training") if (ROOT / f"notebooks/{name}.ipynb").exists()]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 ASKED = os.environ.get("RMKIT_BROWSER_TESTS") == "1"
 REASON = missing() if ASKED else "browser tests take minutes: set RMKIT_BROWSER_TESTS=1"
@@ -79,17 +79,18 @@ class TestDriver:
             run_all(scratch_page, f"{name}.ipynb")
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
-def test_every_slider_moves_its_figure_and_every_quiz_answers(name):
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_slider_moves_its_figure_and_every_quiz_answers(path):
+    name, playgrounds = path.stem, path.read_text(encoding="utf-8").count("rmkit.Playground(")
     with lab(ROOT / "notebooks") as page:
-        run_all(page, f"{name}.ipynb")
+        run_all(page, path.name)
         handles = page.locator(SLIDERS).all()
         assert handles, "a lesson has something to drag"
         for i, handle in enumerate(handles):
             move_slider(page, handle)
             if folder := os.environ.get("RMKIT_SCREENSHOTS"):
                 page.screenshot(path=Path(folder) / f"{name}-{i}.png")
-        assert type_in_playgrounds(page) == (name == "00_start_here")
+        assert type_in_playgrounds(page) == playgrounds
         assert answer_quizzes(page) >= 3, "a lesson ends with a quiz"
         if folder := os.environ.get("RMKIT_SCREENSHOTS"):
             page.screenshot(path=Path(folder) / f"{name}-quiz.png")

@@ -35,6 +35,18 @@ def shared_row_mask(segment):
     return not_later & seen
 
 
+def _as_whole_number(function, case):
+    """The count, or what it is if it is no whole number."""
+    count = function(*case)
+    return "no whole number" if isinstance(count, float) else count
+
+
+def _as_truths(function, case):
+    """The mask, or what it is if it does not hold true and false."""
+    mask = function(*case)
+    return "numbers" if isinstance(mask, torch.Tensor) and mask.dtype != torch.bool else mask
+
+
 def _parameters(embeddings=1, attention=(2, 2), grouped=True, mlp=3, norms=2, final=1):
     """A count of the body with mistakes to choose."""
 
@@ -65,7 +77,7 @@ _STATES = torch.tensor([[[1.0, 2.0], [3.0, -1.0], [0.5, 4.0]], [[2.0, 0.0], [1.0
 _RIGHT = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]])
 _LEFT = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 1]])
 _SEGMENTS = torch.tensor([[0, 1, 1, -1], [0, 0, 1, -1]])
-_TOKENS = torch.tensor([[[1.0, 0.0], [3.0, 1.0], [5.0, 5.0], [7.0, 7.0]], [[2.0, 2.0], [4.0, 0.0], [6.0, 1.0], [8.0, 8.0]]])
+_TOKENS = torch.arange(24.0).view(2, 4, 3).square() / 10  # H = 3, which no other dimension is
 
 EXERCISES = {
     "rewards_from_states": Exercise(
@@ -134,7 +146,7 @@ EXERCISES = {
         },
         hints=(
             "The mask is 1 at every token. Which number could you put there instead, so that the last token has the largest?",
-            "Multiply the mask by the positions 0, 1, … T − 1; padding becomes 0.",
+            "Multiply the mask by the positions 0, 1, … T − 1, on the mask's device; padding becomes 0.",
             "argmax(dim=1) of that product says where the largest stands.",
         ),
         reason="The largest position at which the mask is 1 is the last token, wherever the padding stands.",
@@ -185,6 +197,7 @@ EXERCISES = {
             "the embedding is missing: a vector of size H for every token of the vocabulary.": _parameters(embeddings=0),
             "the matrix that attention's output goes through is missing.": _parameters(attention=(1, 2)),
             "keys or values are missing: there is a matrix for each.": _parameters(attention=(2, 1)),
+            "a count is a whole number: divide with //, not with /.": lambda *sizes: float(body_parameters(*sizes)),
             "this is one layer: there are `layers` of them.": lambda h, n, a, kv, f, v: _parameters()(
                 h, 1, a, kv, f, v
             ),
@@ -194,6 +207,7 @@ EXERCISES = {
             "Attention has four matrices. Queries and output are H × H; keys and values H × (kv_heads · H / heads).",
             "The feed-forward part has three of H × feed_forward, a norm H weights, the embedding vocabulary × H.",
         ),
+        probe=_as_whole_number,
         reason="Matrices without bias: embedding V·H; a layer 2·H² + 2·H·(kv_heads·H/heads) + 3·H·F + 2·H; a last norm H.",
     ),
     "shared_row_mask": Exercise(
@@ -211,6 +225,9 @@ EXERCISES = {
             "rows and columns are exchanged: mask[i, j] says whether token i sees token j.": _mask(transposed=True),
             "this hides what should be seen: true means that a token sees another.": lambda s: ~_mask()(s),
             "a token does not see itself: it does.": lambda s: _mask()(s) & ~torch.eye(len(s), dtype=torch.bool),
+            "these are numbers, and attention adds numbers to its scores: give true and false, with comparisons or .bool().": (
+                lambda s: _mask()(s).float()
+            ),
             "the prompt sees the answers: it is segment 0 of the token that is looked *at* that lets everybody see.": (
                 lambda s: _mask(prompt=False, not_later=False)(s) | (s == 0)[:, None]
             ),
@@ -220,6 +237,7 @@ EXERCISES = {
             "The second: the token that is looked at is of the prompt (segment 0), or of one's own answer.",
             "segment[None, :] is what is looked at, segment[:, None] who looks; `|` is or, `&` is and; .tril() is the first condition.",
         ),
+        probe=_as_truths,
         reason="What an answer's token sees is then just what it would see in a row of its own: so its state is the same.",
     ),
 }  # fmt: skip

@@ -48,7 +48,7 @@ _E = 2.718281828459045
 _PAIRS = (torch.tensor([2.0, 0.0, 1.0, -150.0]), torch.tensor([0.0, 1.0, 1.0, 0.0]))
 _RANKED = (
     (torch.tensor([[2.0, 0.5, 1.0], [0.0, -1.0, 0.3]], requires_grad=True),),
-    (torch.tensor([200.0, 199.0, -3.0, 198.0]),),
+    (torch.tensor([200.0, 199.0, 198.0, -3.0]),),
     (torch.tensor([[[1.0, 0.0]], [[0.0, 2.0]]]),),
 )
 _DIFFERENCES = (
@@ -80,8 +80,8 @@ EXERCISES = {
             ),
             "a defeat changes nothing: it counts 0, and 0 − expected is what changes the rating.": _elo(losses=False),
             "the 400 is missing: the exponent is the difference divided by 400.": _elo(scale=1),
-            "these are new ratings without k: the surprise is multiplied by k.": lambda a, b, w, k: elo_update(
-                a, b, w, 1.0
+            "these are new ratings without k: what was expected falls short, and that is multiplied by k.": lambda a, b, w, k: (
+                elo_update(a, b, w, 1.0)
             ),
         },
         hints=(
@@ -200,6 +200,9 @@ EXERCISES = {
             ),
             "p (1 − p) is missing: a comparison whose outcome is certain says nothing.": _needed(
                 weight=lambda p, d: d**2
+            ),
+            "right, and rounded up: for a budget that is well, but give the number itself.": lambda d, e: (
+                comparisons_needed(d, e).ceil()
             ),
         },
         hints=(

@@ -73,7 +73,7 @@ QUIZ = [
             (
                 "At the last position of the row.",
                 "Only when there is no padding on the right. Reading there is the most reported reward-model bug; lesson "
-                "03 plants it.",
+                "01 plants it.",
             ),
         ),
     ),

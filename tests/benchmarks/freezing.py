@@ -10,6 +10,7 @@ the held-out rewards, from which the notebook computes what it says.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 
@@ -19,6 +20,7 @@ from rmkit import (
     Preference,
     RewardModel,
     TrainConfig,
+    computed_once,
     fit,
     load_backbone,
     load_graded_answers,
@@ -56,10 +58,12 @@ def measured(trainable: str, seed: int) -> dict:
     torch.manual_seed(seed)
     model = RewardModel(load_backbone(BACKBONE), trainable=trainable)
     began, cpu = time.perf_counter(), time.process_time()
-    config = TrainConfig(learning_rate=rate, batch_size=8, epochs=epochs, patience=None, seed=seed)
+    config = TrainConfig(rate, batch_size=8, micro_batch_size=1, epochs=epochs, patience=None, seed=seed)
     history = fit(model, train, validation, config)
     took = time.perf_counter() - began, time.process_time() - cpu
-    rewards = model.rewards(held_out)
+    encoded = model.encode(held_out)
+    with computed_once(model, encoded):
+        rewards = model.rewards(encoded, batch_size=2)
     return {
         "trainable": trainable,
         "seed": seed,
@@ -86,9 +90,11 @@ def main() -> None:
     runs = json.loads(FILE.read_text())["runs"] if FILE.exists() else []
     for trainable, seed in missing(runs):
         runs.append(measured(trainable, seed))
-        FILE.write_text(json.dumps({"backbone": BACKBONE, "runs": runs}, indent=None) + "\n")
-        shown = {k: v for k, v in runs[-1].items() if k not in ("prompts", "rewards")}
-        print(shown, flush=True)
+        runs.sort(key=lambda run: (run["seed"], list(SETTINGS).index(run["trainable"])))
+        new = FILE.with_suffix(".new")
+        new.write_text(json.dumps({"backbone": BACKBONE, "runs": runs}) + "\n")
+        os.replace(new, FILE)  # an interrupted run loses no other
+        print(trainable, seed, flush=True)
 
 
 if __name__ == "__main__":
