@@ -282,6 +282,20 @@ def test_batch_outlives_what_it_was_made_for(make_model):
         model(batch)
 
 
+def test_hidden_states_of_every_token_come_from_the_store(make_model):
+    """As the body gives them; and where only the head's vectors are kept, there are none to give."""
+    model = make_model("last:2")
+    encoded = model.encode(DATA[:2])
+    with torch.no_grad(), computed_once(model, encoded):
+        batch = model.batch(encoded)
+        states, expected = model.hidden_states(batch), model.run(model.body, model.lay_out(encoded))
+    tokens = batch.segment >= 0
+    assert torch.allclose(states[tokens], expected[tokens], atol=1e-5)
+    model = make_model("head")
+    with computed_once(model, encoded), pytest.raises(ValueError, match="what the head reads, and no other token"):
+        model.hidden_states(model.batch(encoded))
+
+
 def test_disk_that_takes_nothing_is_said_once_and_training_goes_on(make_model, store):
     store.parent.mkdir()
     store.write_text("a file where the folder should be")
