@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import ipywidgets
 
+from rmkit.exercises import lessons
 from rmkit.widgets import live
 
 
@@ -69,12 +70,10 @@ class Quiz:
 
 def quiz(name: str) -> Quiz:
     """The quiz of a lesson, by its number: `quiz("03")`. Raises KeyError where there is none."""
-    from rmkit.exercises import architecture, losses, start, training  # here: they import Question from this file
-
-    quizzes = {"00": start.QUIZ, "01": architecture.QUIZ, "02": losses.QUIZ, "03": training.QUIZ}
-    if name not in quizzes:
-        raise KeyError(f"there is no quiz {name!r}: {', '.join(quizzes)}")
-    return Quiz(name, quizzes[name])
+    known = lessons()
+    if name not in known:
+        raise KeyError(f"there is no quiz {name!r}: {', '.join(known)}")
+    return Quiz(name, known[name].QUIZ)
 
 
 def _arranged(name: str, questions: list[Question]) -> list[list[tuple[str, str]]]:

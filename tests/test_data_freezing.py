@@ -9,12 +9,14 @@ from rmkit import load_graded_answers, pairwise_accuracy
 from rmkit.batching import ranks_tensor
 from tests.benchmarks import freezing
 
-RUNS = json.loads(freezing.FILE.read_text())["runs"]
+MEASURED = json.loads(freezing.FILE.read_text())
+RUNS = MEASURED["runs"]
 PREFERENCES = {p.prompt: p.preference for p in load_graded_answers()}
 
 
 def test_nothing_is_missing():
-    """Every design with every seed, once."""
+    """Every design with every seed, once, on the backbone of the script."""
+    assert MEASURED["backbone"] == freezing.BACKBONE
     assert list(freezing.missing(RUNS)) == []
     assert len(RUNS) == len({(run["trainable"], run["seed"]) for run in RUNS})
 

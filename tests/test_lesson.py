@@ -310,8 +310,7 @@ def test_sliders_are_named_and_above_the_figure(slider_figure):
 
 # --- quizzes ------------------------------------------------------------------------------------------------
 
-LESSONS = {"00": "start", "01": "architecture", "02": "losses", "03": "training"}
-QUIZZES = {name: getattr(rmkit.exercises, file).QUIZ for name, file in LESSONS.items()}
+QUIZZES = {name: lesson.QUIZ for name, lesson in rmkit.exercises.lessons().items()}
 
 
 @pytest.mark.parametrize("name", QUIZZES)
