@@ -94,6 +94,16 @@ def graded_pairs(prompts: Sequence[GradedPrompt]) -> list[GradedPair]:
     return [GradedPair(prompt, *pair) for prompt in prompts for pair in combinations(prompt.answers, 2)]
 
 
+def ignoring(prompts: Sequence[GradedPrompt], criterion: str) -> list[GradedPrompt]:
+    """The prompts as they look to someone who does not check `criterion`: every answer has one point of its two.
+
+    Judged by an annotator, they are the judgements of one who is in a hurry. Raises ValueError for another criterion.
+    """
+    if criterion not in WEIGHTS:
+        raise ValueError(f"criterion is one of {', '.join(WEIGHTS)}: got {criterion!r}")
+    return [replace(p, answers=tuple(replace(a, grades=a.grades | {criterion: 1}) for a in p.answers)) for p in prompts]
+
+
 def utilities(prompts: Sequence[GradedPrompt]) -> torch.Tensor:
     """The known quality [N, K] of every answer, best first, as in `preference`. All prompts have K answers."""
     return torch.tensor([[answer.utility for answer in prompt.ranked] for prompt in prompts])

@@ -15,7 +15,7 @@ from rmkit import (
     pairwise_accuracy,
 )
 from rmkit.batching import ranks_tensor
-from rmkit.graded import WEIGHTS, GradedPrompt, paraphrased, rewards_of, utilities
+from rmkit.graded import WEIGHTS, GradedPrompt, ignoring, paraphrased, rewards_of, utilities
 
 
 def answer(text: str, **lost: int) -> dict:
@@ -117,3 +117,19 @@ def test_paraphrases_keep_grades_and_group(tmp_path):
     assert (first.prompt, second.prompt) == ("eins", "uno") and first.group == second.group == "one"
     assert [a.text for a in first.answers] == ["one0", "one1"] and [a.text for a in second.answers] == ["x", "y"]
     assert second.answers[0].grades == prompts[0].answers[0].grades
+
+
+def test_what_is_not_checked_is_the_same_for_all_answers():
+    """And nothing else changes, so that what a hurried annotator sees differs by the other criteria alone."""
+    prompts = load_graded_answers()[:20]
+    hurried = ignoring(prompts, "correct")
+    for before, after in zip(prompts, hurried, strict=True):
+        assert [a.text for a in after.answers] == [a.text for a in before.answers]
+        for old, new in zip(before.answers, after.answers, strict=True):
+            assert new.utility == old.utility - WEIGHTS["correct"] * (old.grades["correct"] - 1)
+    assert prompts == load_graded_answers()[:20], "the prompts themselves were changed"
+
+
+def test_a_criterion_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="criterion is one of correct, relevant, complete, clear, civil: got 'truth'"):
+        ignoring(load_graded_answers()[:1], "truth")
