@@ -13,6 +13,7 @@ from rmkit.trunk import Trunk, computed_once, features
 from rmkit.checkpoints import CheckpointError
 from rmkit.training import History, NonFiniteLoss, TrainConfig, fit
 from rmkit.diagnosis import diagnose
+from rmkit.reporting import Report, report
 from rmkit.lesson import claim, outcome, predict, predictions, start
 from rmkit.widgets import Playground, SliderFigure
 from rmkit.quizzes import quiz
@@ -20,8 +21,8 @@ from rmkit.quizzes import quiz
 __all__ = [
     "Accuracy", "Annotator", "Backbone", "BackboneUnavailable", "Batch", "Ceilings", "CheckpointError", "Encoded",
     "Estimate", "GradedAnswer", "GradedPair", "GradedPrompt", "History", "NonFiniteLoss", "Preference",
-    "Playground", "PreferenceError", "RewardModel", "SliderFigure", "TrainConfig", "Trunk", "bradley_terry", "cache_folder",
+    "Playground", "PreferenceError", "Report", "RewardModel", "SliderFigure", "TrainConfig", "Trunk", "bradley_terry", "cache_folder",
     "ceilings", "claim", "collate", "computed_once", "diagnose", "encode", "features", "fit", "graded_pairs",
     "load_backbone", "load_graded_answers", "load_preferences", "outcome", "pairwise_accuracy", "panel_ratings",
-    "predict", "predictions", "quiz", "split_preferences", "start", "wilson_interval",
+    "predict", "predictions", "quiz", "report", "split_preferences", "start", "wilson_interval",
 ]  # fmt: skip

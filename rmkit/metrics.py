@@ -218,7 +218,7 @@ def rank_correlation(
     prompts this asks more than training taught; take each prompt's mean from both to ask within. Raises ValueError where
     one is constant or no number.
     """
-    methods = {"spearman": stats.spearmanr, "kendall": stats.kendalltau}
+    methods = {"spearman": _spearman, "kendall": _kendall}
     if method not in methods:
         raise ValueError(f"method is one of {', '.join(methods)}: got {method!r}")
     a, b = (x.detach().double().cpu().numpy() for x in (rewards, ratings))
@@ -229,11 +229,20 @@ def rank_correlation(
     columns = np.atleast_2d(a).T, b  # (N, R), (N)
     if min(np.ptp(columns[0], 0).min(), np.ptp(b)) == 0:
         raise ValueError("all rewards or all ratings are equal: there is no ranking to compare")
-
-    def correlation(a: np.ndarray, b: np.ndarray) -> float:
-        return np.mean([methods[method](one, b).statistic if np.ptp(one) and np.ptp(b) else 0.0 for one in a.T])
-
+    correlation = methods[method]
     return Estimate(float(correlation(*columns)), *bootstrap_interval(correlation, groups, *columns), len(b))
+
+
+def _spearman(a: np.ndarray, b: np.ndarray) -> float:
+    """Of each column of a [N, R] with b [N], the mean; 0 where all are equal. scipy's, many times faster for many columns."""
+    ranks = stats.rankdata(np.column_stack([a, b]), axis=0)
+    ranks -= ranks.mean(0)
+    products, sizes = ranks.T @ ranks[:, -1], np.linalg.norm(ranks, axis=0)
+    return float(np.mean(products[:-1] / np.maximum(sizes[:-1] * sizes[-1], 1e-12)))
+
+
+def _kendall(a: np.ndarray, b: np.ndarray) -> float:
+    return np.mean([stats.kendalltau(one, b).statistic if np.ptp(one) and np.ptp(b) else 0.0 for one in a.T])
 
 
 def lengths(preferences: Sequence[Preference]) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -28,6 +29,24 @@ def style(axes: Axes, title: str, x: str, y: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[1]:
         axes.legend(fontsize=8, frameon=False)
+
+
+def draw_estimates(axes: Axes, places: Sequence[float], found: Sequence, across: bool = False, **looks) -> None:
+    """Points with their 95 % intervals: of Estimates or Accuracies, at these places of the x axis; across: of the y axis."""
+    values = [one.value for one in found]
+    arms = [[one.value - one.low for one in found], [one.high - one.value for one in found]]
+    looks = {"capsize": 3, "markersize": 5} | looks
+    if across:
+        axes.errorbar(values, places, xerr=arms, **looks)
+    else:
+        axes.errorbar(places, values, yerr=arms, **looks)
+
+
+def log_ticks(axes: Axes, values: Sequence[float]) -> None:
+    """A logarithmic x axis with these numbers on it, written as they are."""
+    axes.set_xscale("log")
+    axes.set_xticks(values, [f"{value:g}" for value in values])
+    axes.minorticks_off()
 
 
 def draw_loss(axes: Axes, losses: dict[str, Sequence[float]], title: str = "Loss") -> None:
@@ -59,6 +78,80 @@ def draw_rewards(axes: Axes, chosen: Sequence[float], rejected: Sequence[float],
     axes.hist(chosen, bins, color=BLUE, alpha=0.75, label="chosen")
     axes.hist(rejected, bins, color=ORANGE, alpha=0.75, hatch="///", edgecolor="white", label="rejected")
     style(axes, title, "reward", "completions")
+
+
+def draw_reliability(axes: Axes, tables: dict[str, pd.DataFrame], title: str = "Calibration") -> None:
+    """Reliability curves, tables of `rmkit.calibration.reliability` by name, beside the 45° line of a calibrated model."""
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="calibrated")
+    looks = zip((BLUE, RED, GREEN, ORANGE), "os^D", ("-", "--", "-.", (0, (5, 1))), strict=True)
+    for (name, table), (colour, marker, line) in zip(tables.items(), looks, strict=False):
+        arms = [(table.found - table.low).clip(lower=0), (table.high - table.found).clip(lower=0)]
+        axes.errorbar(
+            table.said, table.found, arms,
+            color=colour, marker=marker, markersize=4, linestyle=line, linewidth=1.2, capsize=2, label=name,
+        )  # fmt: skip
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    style(axes, title, "probability that the model gives", "share that came true")
+    _legend_below(axes)
+
+
+def new_page(rows: int, columns: int) -> tuple[Figure, list[Axes]]:
+    """A page of panels, row by row, that belongs to no pyplot state."""
+    figure = Figure(figsize=(4.3 * columns, 3.7 * rows), dpi=100, layout="constrained", facecolor="white")
+    return figure, list(np.ravel(figure.subplots(rows, columns)))
+
+
+def draw_shares(axes: Axes, table: pd.DataFrame, title: str, ceiling: float | None = None) -> None:
+    """Accuracies with their intervals, one below the other: a table of `rmkit.metrics.accuracy_table`, by its index.
+
+    Chance is drawn in; so is the ceiling, where one is known, and how often the longer one wins, where the table says.
+    """
+    height = np.arange(len(table))
+    arms = [(table.accuracy - table.low).clip(lower=0), (table.high - table.accuracy).clip(lower=0)]
+    axes.axvline(0.5, color=GREY, linestyle=":", label="chance")
+    if ceiling is not None:
+        axes.axvline(ceiling, color=GREEN, linestyle="--", label="ceiling")
+    if "longer_wins" in table:
+        axes.plot(table.longer_wins, height, "^", color=ORANGE, markersize=6, label="the longer wins")
+    axes.errorbar(table.accuracy, height, xerr=arms, color=BLUE, fmt="o", capsize=3, label="the model")
+    axes.set_yticks(height, [f"{_short(name)} ({n})" for name, n in zip(table.index, table.pairs, strict=True)])
+    axes.tick_params(axis="y", labelsize=8)
+    axes.set(xlim=(-0.02, 1.02), ylim=(len(table) - 0.5, -0.5))  # the first one on top
+    style(axes, title, "share ranked right, 95 % interval", "")
+    _legend_below(axes)
+
+
+def draw_differences(axes: Axes, difference: np.ndarray, title: str) -> None:
+    """Histogram of the reward of the better completion minus that of the other; what is left of 0 is ranked wrong."""
+    width = float(np.ptp([*difference, 0.0])) / 24 or 1.0
+    bins = width * np.arange(np.floor(difference.min() / width), np.floor(difference.max() / width) + 2)  # 0 is an edge
+    right, wrong = difference[difference >= 0], difference[difference < 0]
+    axes.hist(right, bins, color=BLUE, alpha=0.75, label=f"right: {(right > 0).sum()}")
+    axes.hist(wrong, bins, color=RED, alpha=0.75, hatch="///", edgecolor="white", label=f"wrong: {len(wrong)}")
+    axes.axvline(0, color=GREY, linestyle=":", label=f"equal: {(right == 0).sum()}")
+    style(axes, title, "reward of the better one − the other", "pairs")
+    _legend_below(axes)
+
+
+def draw_cumulative(axes: Axes, differences: dict[str, np.ndarray], title: str) -> None:
+    """Of every set the share of pairs whose difference, better one − other, is smaller: at 0, the share ranked wrong."""
+    colours, lines = (RED, BLUE, GREEN, ORANGE, GREY), ("--", "-", "-.", ":", (0, (5, 1)))
+    for i, (name, difference) in enumerate(differences.items()):
+        line = lines[(i + i // 5) % 5]  # from the sixth set on, a colour comes again with another line
+        axes.ecdf(difference, color=colours[i % 5], linestyle=line, linewidth=1.6, label=_short(name))
+    axes.axvline(0, color=GREY, linestyle=":")
+    style(axes, title, "reward of the better one − the other", "share of pairs below")
+    _legend_below(axes)
+
+
+def _legend_below(axes: Axes) -> None:
+    axes.legend(fontsize=8, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17))
+
+
+def _short(name: str, most: int = 26) -> str:
+    """A name as a label: on one line, and without mathematics."""
+    name = " ".join(str(name).split())
+    return (name if len(name) <= most else name[: most - 1] + "…").replace("$", r"\$")
 
 
 def plot_history(steps: Sequence[dict], validations: Sequence[dict], best_step: int) -> Figure:
