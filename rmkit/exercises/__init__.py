@@ -101,9 +101,10 @@ def solution(name: str) -> None:
 
 def lessons() -> dict[str, ModuleType]:
     """The files with exercises and a quiz, by the number of their lesson."""
-    from rmkit.exercises import architecture, losses, start, training  # here: they import Exercise from this file
+    # here, because they import Exercise from this file
+    from rmkit.exercises import architecture, losses, overfitting, start, training
 
-    return {"00": start, "01": architecture, "02": losses, "03": training}
+    return {"00": start, "01": architecture, "02": losses, "03": training, "05": overfitting}
 
 
 def find(name: str) -> Exercise:
