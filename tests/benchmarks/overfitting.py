@@ -148,7 +148,9 @@ def halves(prompts: list[GradedPrompt], seed: int) -> tuple[list[int], list[int]
     plain = [p.preference for p in prompts]
     place = {p.prompt: i for i, p in enumerate(plain)}
     train, held = split_preferences(plain, validation=0.5, seed=seed)
-    train, held = ([place[p.prompt] for p in split_preferences(side, validation=0.5, seed=seed)[0]] for side in (train, held))
+    train, held = (
+        [place[p.prompt] for p in split_preferences(side, validation=0.5, seed=seed)[0]] for side in (train, held)
+    )
     return train[:40], held[:40]
 
 
@@ -196,7 +198,9 @@ def data_hash() -> str:
 
 def main() -> None:
     """Do what is missing, and write the file after every part."""
-    measured = json.loads(FILE.read_text()) if FILE.exists() else {"backbone": BACKBONE, "data": data_hash(), "runs": []}
+    measured = (
+        json.loads(FILE.read_text()) if FILE.exists() else {"backbone": BACKBONE, "data": data_hash(), "runs": []}
+    )
 
     def keep() -> None:
         FILE.with_suffix(".new").write_text(json.dumps(measured) + "\n")
