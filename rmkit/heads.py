@@ -1,4 +1,4 @@
-"""Many linear heads on frozen features at once, in milliseconds each (notebooks 02 and 05)."""
+"""Many linear heads on frozen features at once, in milliseconds each (notebook 02 builds them, 05 lives on them)."""
 
 from __future__ import annotations
 

@@ -98,6 +98,7 @@ def reading(found, what):
 # --- known answers ------------------------------------------------------------------------------------------
 
 
+@undrawn
 def test_model_that_is_exactly_right(model, planted):
     found = report(model, planted.pairs([1, 2] * 20), planted.pairs([1, 3] * 30, "train"))
     table = found.table
@@ -113,6 +114,7 @@ def test_model_that_is_exactly_right(model, planted):
     assert ">none</td>" in body and ">nan</td>" not in body
 
 
+@undrawn
 def test_the_numbers_are_those_of_the_models_rewards(model):
     """Of a model with nothing planted; which stays as it was, and keeps what its frozen layers gave."""
     held = [Preference(f"What is {i}?", ("It is this " + "long " * (i % 5), f"It is {i * i}.")) for i in range(30)]
@@ -151,6 +153,7 @@ def test_rows_without_data_are_left_out(model, planted):
     assert full.heading.endswith("40 held-out, 40 training, 40 poems preferences")
 
 
+@undrawn
 def test_rankings_and_ties(model, planted):
     """Equal ranks are no pair, a tie alone no preference, and equal rewards are half right."""
     made = [
@@ -429,7 +432,9 @@ def nasty(loaded):
         "<script>alert('p')</script>", ("first\nsecond <img src=x>", "&amp; " + "answer " * 90 + "at last")
     )
     made += planted.give_to([bad], [[-9.0, 0.0]])
-    return report(loaded, made, planted.pairs(leads(9, 3), "t"), {"<script>e": planted.pairs(leads(9, 3), "e")})
+    found = report(loaded, made, planted.pairs(leads(9, 3), "t"), {"<script>e": planted.pairs(leads(9, 3), "e")})
+    found.figure.set_dpi(20)  # the sooner drawn
+    return found
 
 
 def test_markup_of_the_data_is_text(nasty):
