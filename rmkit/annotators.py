@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from rmkit.graded import GradedPair
+from rmkit.losses import Davidson, RaoKupper
 from rmkit.preferences import Preference
 
-TIE_MODELS = (None, "rao_kupper", "davidson")
+TIE_MODELS = {"rao_kupper": RaoKupper, "davidson": Davidson}
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Annotator:
     tie_model: None, and a winner is always named; `"rao_kupper"`, who cannot tell small differences; `"davidson"`.
     tie_rate: how often two answers of equal utility are called equal.
     flips: the share of judgements that are turned around, whatever the difference.
+    careless: the share of judgements in which "a tie" is said without a look, whatever the difference.
     length_taste: utility points that ten words more seem to be worth.
     position_bias: utility points that being shown first seems to be worth. Which answer is, is drawn for each pair.
     Raises ValueError for a setting that does not exist.
@@ -34,20 +36,22 @@ class Annotator:
     flips: float = 0.0
     length_taste: float = 0.0
     position_bias: float = 0.0
+    careless: float = 0.0
 
     def __post_init__(self):
         def check(name: str, holds: bool, wanted: str):
             if not holds:
                 raise ValueError(f"Annotator.{name} is {getattr(self, name)!r}; it wants {wanted}")
 
-        for name in ("temperature", "tie_rate", "flips", "length_taste", "position_bias"):
+        for name in ("temperature", "tie_rate", "flips", "length_taste", "position_bias", "careless"):
             value = getattr(self, name)
             check(name, isinstance(value, (int, float)) and math.isfinite(value), "a number")
         check("temperature", self.temperature > 0, "utility points a nat, more than 0")
-        check("tie_model", self.tie_model in TIE_MODELS, f"one of {', '.join(map(repr, TIE_MODELS))}")
+        check("tie_model", self.tie_model in (None, *TIE_MODELS), f"one of None, {', '.join(map(repr, TIE_MODELS))}")
         check("tie_rate", 0 <= self.tie_rate < 1, "a share, at least 0 and less than 1")
         check("tie_rate", bool(self.tie_rate) == bool(self.tie_model), "a tie_model, and a tie_model wants a tie_rate")
         check("flips", 0 <= self.flips <= 1, "a share, from 0 to 1")
+        check("careless", 0 <= self.careless < 1, "a share, at least 0 and less than 1")
 
     def probabilities(self, pairs: Sequence[GradedPair]) -> torch.Tensor:
         """[N, 3] in fp64: how probable it is that the first, the second or neither is called better.
@@ -59,7 +63,8 @@ class Annotator:
         orders = (difference + self.position_bias, difference - self.position_bias)
         first, second, tie = torch.stack([self._outcomes(d / self.temperature) for d in orders]).mean(0).T
         turned = self.flips * (second - first)
-        return torch.stack([first + turned, second - turned, tie], -1)
+        looked = torch.stack([first + turned, second - turned, tie], -1)
+        return (1 - self.careless) * looked + self.careless * looked.new_tensor([0, 0, 1])
 
     def judge(self, pairs: Sequence[GradedPair], seed: int = 0) -> list[Preference]:
         """One judgement for each pair, drawn anew for each seed: the better answer first, or a tie in the pair's order."""
@@ -71,47 +76,11 @@ class Annotator:
     def _seems(self, answer) -> float:
         return answer.utility + self.length_taste * len(answer.text.split()) / 10
 
+    @torch.no_grad()
     def _outcomes(self, difference: torch.Tensor) -> torch.Tensor:
-        if self.tie_model == "rao_kupper":
-            return rao_kupper(difference, rao_kupper_width(self.tie_rate))
-        return davidson(difference, davidson_weight(self.tie_rate))  # without ties both are Bradley and Terry's
-
-
-def rao_kupper(difference: torch.Tensor, eta: float) -> torch.Tensor:
-    """difference [...] of rewards, in nats → [..., 3]: first, second, tie. Rao and Kupper, JASA 1967.
-
-    P(first) = σ(Δ − η), P(second) = σ(−Δ − η), P(tie) = (e^2η − 1) P(first) P(second); η ≥ 0 is half the width of the
-    band in which differences are not told apart, on the scale of rewards.
-    """
-    _require_parameter("eta", eta)
-    first, second = torch.sigmoid(difference - eta), torch.sigmoid(-difference - eta)
-    return torch.stack([first, second, math.expm1(2 * eta) * first * second], -1)
-
-
-def davidson(difference: torch.Tensor, nu: float) -> torch.Tensor:
-    """difference [...] of rewards, in nats → [..., 3]: first, second, tie. Davidson, JASA 1970.
-
-    A softmax over (Δ/2, −Δ/2, log ν); ν ≥ 0, and 0 is Bradley–Terry.
-    """
-    _require_parameter("nu", nu)
-    difference = torch.as_tensor(difference, dtype=torch.promote_types(difference.dtype, torch.float32))
-    tie = torch.full_like(difference, nu).log()
-    return torch.stack([difference / 2, -difference / 2, tie], -1).softmax(-1)
-
-
-def _require_parameter(name: str, value: float) -> None:
-    if not value >= 0:
-        raise ValueError(f"{name} is a number from 0 up: got {value!r}")
-
-
-def rao_kupper_width(tie_rate: float) -> float:
-    """The η at which two equal answers are called equal with this probability."""
-    return math.log((1 + tie_rate) / (1 - tie_rate))
-
-
-def davidson_weight(tie_rate: float) -> float:
-    """The ν at which two equal answers are called equal with this probability."""
-    return 2 * tie_rate / (1 - tie_rate)
+        if self.tie_model:
+            return TIE_MODELS[self.tie_model](self.tie_rate).log_probabilities(difference).exp()
+        return torch.stack([torch.sigmoid(difference), torch.sigmoid(-difference), torch.zeros_like(difference)], -1)
 
 
 def panel_ratings(

@@ -148,7 +148,7 @@ class Checkpoints:
 def snapshot(run: Run) -> tuple[dict, dict[str, torch.Tensor]]:
     """(state, tensors): all that changes while a run of `fit` goes on."""
     model, best = run.model, run.best
-    tensors = {f"weights/{name}": p for name, p in model.named_parameters() if p.requires_grad}
+    tensors = {f"weights/{name}": p for name, p in run.trained.items()}
     if best.step < run.step:
         tensors |= {f"best/{name}": weight for name, weight in best.weights.items()}
     for i, moments in run.optimizer.state_dict()["state"].items():
@@ -172,7 +172,7 @@ def restore(run: Run, state: dict, tensors: dict[str, torch.Tensor]) -> None:
     for name, tensor in parts["optimizer"].items():
         i, _, moment = name.partition("/")
         moments[int(i)][moment] = tensor
-    trained = {name: p.shape for name, p in run.model.named_parameters() if p.requires_grad}
+    trained = {name: p.shape for name, p in run.trained.items()}
     for weights in (parts["weights"], parts["best"] or parts["weights"]):
         if {name: weight.shape for name, weight in weights.items()} != trained:
             raise ValueError("its weights are not those that this model trains")
@@ -186,11 +186,18 @@ def restore(run: Run, state: dict, tensors: dict[str, torch.Tensor]) -> None:
     vars(run.history).update(history)
     vars(run.best).update(best)
     run.best.weights = parts["best"] or parts["weights"]
-    run.model.load_state_dict(parts["weights"], strict=False)  # of what trains: all that is frozen stays
+    fill(run.trained, parts["weights"])  # of what trains: all that is frozen stays
     run.optimizer.load_state_dict(run.optimizer.state_dict() | {"state": moments})
     torch.set_rng_state(random)
     if run.model.device.type == "cuda" and "cuda" in parts["random"]:
         torch.cuda.set_rng_state(parts["random"]["cuda"], run.model.device)
+
+
+def fill(parameters: dict[str, torch.nn.Parameter], values: dict[str, torch.Tensor]) -> None:
+    """Give each parameter the value of its name."""
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(values[name])
 
 
 def fingerprint(what: dict[str, torch.Tensor] | Sequence[Encoded]) -> str:

@@ -17,10 +17,11 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from torch import nn
 from tqdm.auto import tqdm
 
 from rmkit.batching import Encoded, ranks_tensor
-from rmkit.checkpoints import CheckpointError, Checkpoints, fingerprint, snapshot
+from rmkit.checkpoints import CheckpointError, Checkpoints, fill, fingerprint, snapshot
 from rmkit.losses import bradley_terry
 from rmkit.memory import PeakMemory
 from rmkit.metrics import pairwise_accuracy
@@ -30,7 +31,7 @@ from rmkit.preferences import Preference, on_both_sides, require_preferences
 from rmkit.trunk import computed_once
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
+LOSS_LEARNING_RATE = 0.05  # of a loss's own parameters: a number or two, in nats, whatever rate suits a body's weights
 
 REMEDY = "Try, in this order: a learning rate ten times lower; a longer warm-up; a smaller max_grad_norm; and read these rows."
 
@@ -130,6 +131,8 @@ def fit(
     first step, every `eval_every` steps and at the end. A step draws its preferences at random and works
     through them in micro-batches of like length whose gradients add up: exactly the whole batch's gradient.
     What frozen layers give is computed once (`rmkit.trunk`).
+    loss: one of `rmkit.losses`, or a function as they are. One that is a module with parameters, such as `RaoKupper`,
+        trains with the model, in place.
     checkpoint: a folder. The run is kept there at every validation, and the same call goes on from what it finds
         there, to the curve that it would have had; a run that was finished comes back at once. A head that was drawn
         otherwise makes no other run: seeds want a folder each.
@@ -149,6 +152,11 @@ def fit(
                 f"fit wants preferences on both sides: got {len(train)} to train on, {len(validation)} to validate with"
             )
         _try_loss(loss, side, ranks_tensor(preferences))
+    if all(p.is_tie for p in validation):
+        raise ValueError(
+            "all validation preferences are ties, and no accuracy tells which weights are best: validate with some that "
+            "were told apart"
+        )
     if both := on_both_sides(train, validation):
         warnings.warn(
             f"{len(both)} of {len(validation)} validation preferences have their prompt or group on both sides "
@@ -169,7 +177,8 @@ def fit(
             error.history = run.history
             raise
     run.history.peak_memory = max(run.history.peak_memory, memory.peak)
-    run.best.restore(model)
+    fill(run.trained, run.best.weights)
+    model.eval()
     return run.history
 
 
@@ -197,10 +206,13 @@ class Run:
         self.train, self.validation, self.config, self.loss = train, validation, config, loss
         self.steps_an_epoch = math.ceil(len(train) / config.batch_size)
         self.total = config.max_steps or self.steps_an_epoch * config.epochs
+        if isinstance(loss, nn.Module):
+            loss.to(model.device)
+        self.trained = trained_parameters(model, loss)
         self.accelerator = Accelerator(device_placement=False)  # the model is where it was loaded to
         if self.accelerator.num_processes > 1:
             raise NotImplementedError("fit trains in one process; start it without `accelerate launch`")
-        self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, config))
+        self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(self.trained, config))
         self.optimizer.zero_grad()  # of half a step, where an earlier run was interrupted
         self.step, self.history, self.best = 0, History(), _Best(config.patience)
 
@@ -232,7 +244,7 @@ class Run:
     def _validate(self, checkpoints: Checkpoints | None) -> None:
         record = validate(self.model, self.validation, self.loss, self.config.micro_batch_size, self.step)
         self.history.validations.append({"step": self.step, **record})
-        self.best.note(self.step, record, self.model)
+        self.best.note(self.step, record, self.trained)
         if checkpoints:
             try:
                 checkpoints.save(self.step, *snapshot(self))
@@ -243,15 +255,17 @@ class Run:
                 warnings.warn(f"{error}. {then}", stacklevel=4)
 
     def _train(self, indices: list[int]) -> None:
-        rate = self.config.learning_rate * learning_rate_factor(self.step, self.total, self.config.warmup_ratio)
+        factor = learning_rate_factor(self.step, self.total, self.config.warmup_ratio)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = group["peak"] * factor
         record = _train_step(
             self.model, self.optimizer, self.accelerator, self.train, indices, self.loss, self.config, self.step + 1
         )
         epoch = self.step // self.steps_an_epoch + 1
         self.step += 1
-        self.history.steps.append({"step": self.step, "epoch": epoch, "learning_rate": rate, **record})
+        self.history.steps.append(
+            {"step": self.step, "epoch": epoch, "learning_rate": self.config.learning_rate * factor, **record}
+        )
         self.history.seconds += record["seconds"]
 
     def made_of(self) -> dict:
@@ -259,34 +273,48 @@ class Run:
         config = asdict(self.config)
         config.pop("micro_batch_size")
         frozen = {name: p for name, p in self.model.named_parameters() if not p.requires_grad}
-        ranks = ranks_tensor(
-            [e for _, e in sorted({e.ranks: e for e in self.train}.items())]
-        )  # every kind of judgement
-        with torch.no_grad():
-            losses = self.loss(torch.linspace(-2, 2, ranks.numel()).view(ranks.shape), ranks)
         return {
             **config,
             **self.model.settings,
             "backbone": self.model.backbone_name,
             "revision": self.model.revision,
             "rewards when loaded": self.model.rewards_when_loaded,
-            "loss": getattr(self.loss, "__qualname__", re.sub(r" at 0x\w+", "", repr(self.loss))),  # a partial, say
-            "losses of a sample": [f"{value:.5g}" for value in losses.tolist()],  # two of one name may differ
+            **self._made_of_loss(),
             "training preferences": fingerprint(self.train),
             "validation preferences": fingerprint(self.validation),
             "frozen weights": fingerprint(frozen),
         }
 
+    def _made_of_loss(self) -> dict:
+        if any(name.startswith("loss.") for name in self.trained):  # its values change with training, as weights do
+            return {"loss": type(self.loss).__qualname__}
+        kinds = ranks_tensor([e for _, e in sorted({e.ranks: e for e in self.train}.items())])  # of judgement
+        with torch.no_grad():
+            losses = self.loss(torch.linspace(-2, 2, kinds.numel()).view(kinds.shape), kinds)
+        return {
+            "loss": getattr(self.loss, "__qualname__", re.sub(r" at 0x\w+", "", repr(self.loss))),  # a partial, say
+            "losses of a sample": [f"{value:.5g}" for value in losses.tolist()],  # two of one name may differ
+        }
 
-def make_optimizer(model: RewardModel, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW on what is trainable, with weight decay on matrices and none on norms and biases."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+
+def trained_parameters(model: RewardModel, loss: Loss = bradley_terry) -> dict[str, nn.Parameter]:
+    """What trains, by name: of the model, and of a loss that has parameters of its own (under `loss.`)."""
+    of_loss = loss.named_parameters(prefix="loss") if isinstance(loss, nn.Module) else ()
+    return {name: p for name, p in (*model.named_parameters(), *of_loss) if p.requires_grad}
+
+
+def make_optimizer(trained: dict[str, nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW on `trained_parameters`: weight decay on the model's matrices, none on norms and biases; `peak`: the learning rate."""
+    own = [p for name, p in trained.items() if name.startswith("loss.")]
+    weights = [p for name, p in trained.items() if not name.startswith("loss.")]
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in weights if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in weights if p.ndim < 2], "weight_decay": 0.0},
+        {"params": own, "weight_decay": 0.0, "lr": LOSS_LEARNING_RATE},
     ]
+    groups = [g | {"peak": g.get("lr", config.learning_rate)} for g in groups if g["params"]]
     # fused: a third of the time on a CPU, and on a GPU no working copies of the moments
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, fused=True)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
 
 
 def learning_rate_factor(step: int, total: int, warmup_ratio: float) -> float:
@@ -379,16 +407,11 @@ class _Best:
         """Whether `patience` validations in a row had no better accuracy."""
         return self.patience is not None and self.waited >= self.patience
 
-    def note(self, step: int, record: dict, model: RewardModel) -> None:
+    def note(self, step: int, record: dict, trained: dict[str, nn.Parameter]) -> None:
         """Take note of a validation, and of the weights if it is the best so far."""
         key = (record["accuracy"], -record["loss"])
         self.waited = 0 if key[0] > self.key[0] else self.waited + 1
         if key > tuple(self.key):
             self.key, self.step = key, step
-            for name, parameter in model.named_parameters():
-                if parameter.requires_grad:  # into the same memory every time: a second copy of a large model is dear
-                    self.weights.setdefault(name, torch.empty_like(parameter, device="cpu")).copy_(parameter.detach())
-
-    def restore(self, model: RewardModel) -> None:
-        model.load_state_dict(self.weights, strict=False)
-        model.eval()
+            for name, parameter in trained.items():  # into the same memory every time: a copy of a large model is dear
+                self.weights.setdefault(name, torch.empty_like(parameter, device="cpu")).copy_(parameter.detach())

@@ -38,8 +38,10 @@ from rmkit import (
 )
 from rmkit.calibration import calibration_error, fit_temperature
 from rmkit.graded import WEIGHTS, paraphrased
+from rmkit.losses import Davidson, RaoKupper
 from rmkit.metrics import accuracy_table, nll, rank_correlation
 from rmkit.rewardbench import section_scores, ties_score
+from rmkit.ties import careless_ties, three_way_nll, tie_calibration_error
 from tests.tiny import make_tiny_backbone
 
 TABLE = Path(__file__).with_name("BAD_INPUTS.md")
@@ -370,6 +372,7 @@ CASES = [
         ("Nothing to validate with", lambda d: d.fit(validation=[]), "0 to validate with"),
         ("Ties with the Bradley–Terry loss", lambda d: d.fit([*PAIRS[:4], TIE]), "[4]", "ties"),
         ("Ties in the validation alone", lambda d: d.fit(validation=[TIE]), "[0]", "ties"),
+        ("Nothing but ties to validate a model of ties with", lambda d: d.fit(validation=[TIE], loss=RaoKupper(0.3)), "all validation preferences are ties", "told apart"),
         ("A prompt on both sides", lambda d: d.fit(PAIRS, PAIRS[:1]), "1 of 1", "'what is tea?'", "split_preferences"),
         ("Rows for preferences", lambda d: d.fit([TEA]), "preference 0", "dict"),
         ("The name of a set for its preferences", lambda d: d.fit("json_vs_text"), "str"),
@@ -384,6 +387,7 @@ CASES = [
         ("The folder of a run with another learning rate", lambda d: d.resumed(config=TrainConfig(max_steps=2)), "<folder>/run", "learning_rate", "0.01", "1e-05"),
         ("The folder of a run on other data", lambda d: d.resumed(train=PAIRS[:3]), "<folder>/run", "training preferences"),
         ("The folder that another process writes to", locked, "<folder>/run", "another run"),
+        ("The folder of a run with another loss", lambda d: d.resumed(loss=RaoKupper(0.3)), "<folder>/run", "loss", "'bradley_terry'", "'RaoKupper'"),
         ("Weights cut short", lambda d: d.resumed(lambda step: half(step / "tensors.safetensors")), "<folder>/run/step-00000002"),
         ("Weights deleted", lambda d: d.resumed(lambda step: (step / "tensors.safetensors").unlink()), "<folder>/run/step-00000002"),
         ("State cut short", lambda d: d.resumed(lambda step: beginning(step / "state.json")), "<folder>/run/step-00000002"),
@@ -426,6 +430,7 @@ CASES = [
         ("A utility that the grades do not make", lambda d: rmkit.load_graded_answers(d.write(graded(utility=9), read=False)), "my.jsonl:1: answers[0].utility: is 9", "10.0"),
         ("A paraphrase with one rewording", lambda d: paraphrased(rmkit.load_graded_answers(d.write(graded(), read=False)), d.write({"prompt": "Tea?", "rewordings": ["What of tea?"], "variations": ["a", "b"]}, name="para.jsonl", read=False)), "para.jsonl:1: rewordings", "2"),
         ("Annotators of no temperature", lambda d: rmkit.Annotator(temperature=0), "Annotator.temperature is 0"),
+        ("Annotators who never look", lambda d: rmkit.Annotator(careless=1), "Annotator.careless is 1", "less than 1"),
         ("A tie model without a rate", lambda d: rmkit.Annotator(tie_model="davidson"), "Annotator.tie_rate is 0.0"),
         ("Preferences for pairs of answers", lambda d: rmkit.Annotator().judge(PAIRS), "graded_pairs", "Preference"),
         ("Ceilings of what does not sum to 1", lambda d: rmkit.ceilings(torch.tensor([[0.5, 0.2, 0.1]])), "[N, 3]", "sum to 1"),
@@ -435,6 +440,13 @@ CASES = [
         ("Loss: a tie", lambda d: bradley_terry(torch.zeros(2, 2), torch.tensor([[0, 1], [0, 0]])), "[1]", "ties"),
         ("Loss: ranks of fewer preferences", lambda d: bradley_terry(torch.zeros(3, 2), torch.tensor([[0, 1]])), "[3, 2]", "[1, 2]"),
         ("Loss: one row without its bracket", lambda d: bradley_terry(torch.zeros(2), torch.tensor([0, 1])), "[2]"),
+        ("A model of ties: no ties", lambda d: RaoKupper(0), "tie_rate", "got 0", "bradley_terry"),
+        ("A model of ties: per cent", lambda d: Davidson(30), "tie_rate", "got 30", "less than 1"),
+        ("Judging ties: a tie rate for a model of ties", lambda d: three_way_nll(0.3, torch.eye(2), torch.tensor([[0, 1]] * 2)), "RaoKupper(0.3)", "got 0.3"),
+        ("Calibration of ties: more bins than pairs", lambda d: tie_calibration_error(RaoKupper(0.3), torch.eye(2), torch.tensor([[0, 0]] * 2)), "from 1 to the pairs, 2: got 10"),
+        ("Careless ties: no ties", lambda d: careless_ties(torch.eye(2), torch.tensor([[0, 1]] * 2)), "without ties", "2 pairs"),
+        ("Careless ties: nothing but ties", lambda d: careless_ties(torch.eye(2), torch.tensor([[0, 0]] * 2)), "told apart", "2 pairs"),
+        ("Careless ties: rewards that rank no better than chance", lambda d: careless_ties(torch.eye(2), torch.tensor([[0, 0], [0, 1]])), "no better than chance"),
         ("Accuracy: ties alone", lambda d: rmkit.pairwise_accuracy(torch.zeros(2, 2), torch.zeros(2, 2, dtype=torch.long)), "no pair"),
         ("Accuracy: a reward of NaN", lambda d: rmkit.pairwise_accuracy(torch.tensor([[1.0, float("nan")]]), torch.tensor([[0, 1]])), "not a finite number"),
         ("Accuracy: ranks of more completions", lambda d: rmkit.pairwise_accuracy(torch.zeros(1, 2), torch.tensor([[0, 1, 2]])), "[1, 2]", "[1, 3]"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rmkit import Annotator, GradedAnswer, GradedPair, GradedPrompt, ceilings, pairwise_accuracy, panel_ratings
-from rmkit.annotators import davidson, davidson_weight, rao_kupper, rao_kupper_width
+from rmkit.annotators import TIE_MODELS
 from rmkit.batching import ranks_tensor
 from rmkit.graded import WEIGHTS
 from rmkit.metrics import brier, nll
@@ -18,7 +18,8 @@ ANNOTATORS = {
     "flips": Annotator(temperature=1.0, flips=0.25),
     "rao_kupper": Annotator(tie_model="rao_kupper", tie_rate=0.3),
     "davidson": Annotator(temperature=3.0, tie_model="davidson", tie_rate=0.4),
-    "all of it": Annotator(1.5, "davidson", 0.2, flips=0.1, length_taste=0.7, position_bias=1.5),
+    "careless": Annotator(tie_model="rao_kupper", tie_rate=0.2, careless=0.15),
+    "all of it": Annotator(1.5, "davidson", 0.2, flips=0.1, length_taste=0.7, position_bias=1.5, careless=0.1),
 }
 
 
@@ -42,27 +43,23 @@ def many() -> list[GradedPair]:
     return [pair(answer(a, n, "first"), answer(b, m, "second")) for a, b, n, m in drawn]
 
 
-@pytest.mark.parametrize("model", [rao_kupper, davidson])
-def test_outcomes_sum_to_one_and_turn_with_the_pair(model):
-    difference = torch.linspace(-20, 20, 101, dtype=torch.float64)
-    p = model(difference, 0.7)
-    assert torch.allclose(p.sum(-1), torch.ones(101, dtype=torch.float64), atol=1e-12) and (p >= 0).all()
-    assert torch.allclose(p.flip(0)[:, [1, 0, 2]], p, atol=1e-12)
-    assert p[:, 2].argmax() == 50  # equals are called equal most often
-    assert torch.allclose(model(difference, 0.0)[:, 0], torch.sigmoid(difference), atol=1e-12)  # Bradley and Terry's
-
-
-@pytest.mark.parametrize(("model", "parameter"), [(rao_kupper, rao_kupper_width), (davidson, davidson_weight)])
+@pytest.mark.parametrize("name", TIE_MODELS)
 @pytest.mark.parametrize("rate", [0.05, 0.3, 0.8])
-def test_tie_rate_is_that_of_equals(model, parameter, rate):
-    assert model(torch.zeros(1, dtype=torch.float64), parameter(rate))[0, 2].item() == pytest.approx(rate)
+def test_tie_rate_is_that_of_equals(name, rate):
+    """And the further apart two answers are, the fewer ties."""
+    p = Annotator(1.0, name, rate).probabilities([pair(answer(total), answer(5)) for total in (5, 6, 8, 10)])
+    assert p[0].tolist() == pytest.approx([(1 - rate) / 2, (1 - rate) / 2, rate])
+    assert (p[:, 2].diff() < 0).all() and torch.allclose(p.sum(1), torch.ones(4).double(), atol=1e-12)
 
 
-def test_rao_kupper_is_an_ordered_logit():
-    """Its ties are what lies between two thresholds, η on either side (an identity that the tie's formula hides)."""
-    difference = torch.linspace(-4, 4, 33, dtype=torch.float64)
-    between = torch.sigmoid(0.6 - difference) - torch.sigmoid(-0.6 - difference)
-    assert torch.allclose(rao_kupper(difference, 0.6)[:, 2], between, atol=1e-12)
+def test_careless_ties_are_mixed_in_whatever_the_difference():
+    """c + (1 − c) P(tie), and (1 − c) of the rest; with no tie model they are all the ties there are."""
+    pairs = [pair(answer(a), answer(b)) for a, b in ((5, 5), (4, 9), (10, 0))]
+    honest = Annotator(tie_model="davidson", tie_rate=0.3, flips=0.1, position_bias=1.0)
+    looked, found = honest.probabilities(pairs), replace(honest, careless=0.25).probabilities(pairs)
+    assert torch.allclose(found[:, :2], 0.75 * looked[:, :2], atol=1e-12)
+    assert torch.allclose(found[:, 2], 0.25 + 0.75 * looked[:, 2], atol=1e-12)
+    assert Annotator(careless=0.25).probabilities(pairs)[:, 2].tolist() == pytest.approx([0.25] * 3)
 
 
 def test_temperature_and_flips_by_hand():
@@ -190,20 +187,17 @@ def test_panel_rates_from_one_to_seven():
         ({"tie_rate": 0.2}, "it wants a tie_model"),
         ({"tie_model": "davidson"}, "tie_rate is 0.0; it wants"),
         ({"tie_model": "davidson", "tie_rate": 1.0}, "less than 1"),
+        ({"tie_model": "rao_kupper", "tie_rate": -0.1}, "tie_rate is -0.1; it wants a share"),
         ({"flips": -0.1}, "flips is -0.1; it wants a share"),
+        ({"careless": -0.1}, "careless is -0.1; it wants a share, at least 0"),
+        ({"careless": 1.0}, "careless is 1.0; it wants a share, at least 0 and less than 1"),
+        ({"careless": None}, "careless is None; it wants a number"),
         ({"length_taste": float("nan")}, "length_taste is nan; it wants a number"),
     ],
 )
 def test_settings_that_do_not_exist(setting, told):
     with pytest.raises(ValueError, match=told):
         replace(Annotator(), **setting)
-
-
-@pytest.mark.parametrize("model", [rao_kupper, davidson])
-def test_tie_parameters_below_zero_are_refused(model):
-    with pytest.raises(ValueError, match="is a number from 0 up: got -0.5"):
-        model(torch.zeros(1), -0.5)
-    assert model(torch.tensor([0, 1]), 0.5)[0, 2] > 0  # of whole numbers, too
 
 
 def test_ceilings_want_probabilities():

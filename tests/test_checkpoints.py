@@ -36,6 +36,7 @@ from rmkit import (
     load_preferences,
 )
 from rmkit.checkpoints import STATE, TENSORS, WRITING, Checkpoints, _digest, _seal, restore, snapshot
+from rmkit.losses import Davidson, RaoKupper, tie_as_half
 from rmkit.training import Run
 from rmkit.trunk import Trunk
 
@@ -380,6 +381,84 @@ def test_loss_with_its_settings_is_the_same_in_the_next_process(job):
     data = model.encode(job.data()[0])
     first, same, other = (Run(model, data, data, CONFIG, loss).made_of()["loss"] for loss in losses)
     assert first == same != other
+
+
+# --- with a loss that trains --------------------------------------------------------------------------------
+
+
+def run_with_ties(job, loss, seed=0, interrupted=None):
+    """(history, weights) of a run in which every third judgement is a tie; Ctrl-C in one call of the loss."""
+    model, (train, validation) = replace(job, seed=seed).make_model(), job.data()
+    train = [replace(p, ranks=(0, 0)) if i % 3 == 0 else p for i, p in enumerate(train)]
+    if interrupted:
+        calls = iter(range(1, 100))
+
+        def look(_, given):
+            if given[0].grad_fn and next(calls) == interrupted:
+                ctrl_c(None)
+
+        loss.register_forward_pre_hook(look)
+    history = fit(model, train, validation, replace(job.config, learning_rate=1e-3), loss, checkpoint=job.folder)
+    return history, model.state_dict()
+
+
+@pytest.fixture(scope="module")
+def tied(tiny_folder, tmp_path_factory):
+    """(history, weights, loss) of a run with ties that was never interrupted."""
+    folder, loss = tmp_path_factory.mktemp("tied"), RaoKupper(0.3)
+    job = Job(str(tiny_folder), {"trainable": "last:1", "dropout": 0.3}, CONFIG, ROWS, folder / "killed.pt")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RMKIT_CACHE", str(folder / "cache"))
+        history, weights = run_with_ties(job, loss)
+    return without_time(asdict(history)), weights, loss
+
+
+@pytest.mark.parametrize(("call", "step"), [(1, 0), (6, 2), (16, 6)])
+def test_tie_rate_goes_on_with_the_weights(job, tied, call, step):
+    """Another tie rate and another head at the start: what the checkpoint holds is what counts, bit by bit."""
+    *expected, whole = tied
+    with pytest.raises(KeyboardInterrupt):
+        run_with_ties(job, RaoKupper(0.3), interrupted=call)
+    assert_tidy(job.folder, step)
+    resumed = RaoKupper(0.8)
+    assert_same(run_with_ties(job, resumed, seed=99), expected)
+    assert torch.equal(resumed.logit, whole.logit) and whole.tie_rate != pytest.approx(0.3, abs=1e-3)
+    again = RaoKupper(0.1)
+    found = run_with_ties(job, again, seed=5)  # a finished run, which comes back at once
+    assert_same(found, expected)
+    assert torch.equal(again.logit, whole.logit)
+
+
+def test_best_tie_rate_of_an_earlier_step_comes_back(job):
+    """The best validation is the first; the checkpoint is of a later step, and holds both tie rates."""
+    first, again = RaoKupper(0.3), RaoKupper(0.8)
+    history, weights = run_down(job, first)
+    assert history.best_step == 0 and first.tie_rate == pytest.approx(0.3)
+    with Checkpoints(job.folder, {}) as checkpoints:
+        _, tensors = checkpoints.load()
+    assert tensors["weights/loss.logit"] != tensors["best/loss.logit"] == first.logit
+    assert_same(run_down(job, again, seed=99), (without_time(asdict(history)), weights))
+    assert torch.equal(again.logit, first.logit)
+
+
+def test_loss_of_another_class_is_another_run(job):
+    """A tie rate that trains makes no other run; one that is fixed is a setting of the loss."""
+    fixed = [RaoKupper(rate).requires_grad_(False) for rate in (0.3, 0.5)]
+    with pytest.raises(KeyboardInterrupt):
+        run_with_ties(job, RaoKupper(0.3), interrupted=10)
+    for loss, name in (
+        (Davidson(0.3), "Davidson"),
+        (tie_as_half, "tie_as_half"),
+        (fixed[0], "RaoKupper(tie_rate=0.3)"),
+    ):
+        with pytest.raises(CheckpointError, match=re.escape(f"loss: 'RaoKupper' there, '{name}' now")):
+            run_with_ties(job, loss)
+    job = replace(job, folder=job.folder / "fixed")
+    run_with_ties(job, fixed[0])
+    with pytest.raises(
+        CheckpointError, match=re.escape("loss: 'RaoKupper(tie_rate=0.3)' there, 'RaoKupper(tie_rate=0.5)' now")
+    ):
+        run_with_ties(job, fixed[1])
 
 
 # --- failures -----------------------------------------------------------------------------------------------

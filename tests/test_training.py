@@ -28,8 +28,9 @@ from rmkit import (
     split_preferences,
 )
 from rmkit.batching import ranks_tensor
+from rmkit.losses import Davidson, RaoKupper
 from rmkit.memory import PeakMemory
-from rmkit.training import draw_batches, learning_rate_factor
+from rmkit.training import LOSS_LEARNING_RATE, draw_batches, learning_rate_factor, trained_parameters
 
 LEARNS = TrainConfig(learning_rate=3e-3, batch_size=16, micro_batch_size=16, max_steps=10)
 DESTROYS = TrainConfig(learning_rate=0.9, warmup_ratio=0, eval_every=1, patience=None, max_steps=4)
@@ -217,6 +218,95 @@ def test_early_stopping_waits_for_patience_checks(make_model, learned, split, pa
     assert [v["step"] for v in history.validations] == list(range(patience + 1))
     assert history.stopped == f"early, at step {patience} of 4"
     assert len(history.steps) == patience
+
+
+# --- a loss that trains with the model ----------------------------------------------------------------------
+
+
+def with_ties(preferences, every=3):
+    """Every third one a tie, and every sixth one of two completions that are the same."""
+    tied = {i: p.completions[:1] * 2 if i % (2 * every) else p.completions for i, p in enumerate(preferences)}
+    return [replace(p, completions=tied[i], ranks=(0, 0)) if i % every == 0 else p for i, p in enumerate(preferences)]
+
+
+@pytest.mark.parametrize("model_of_ties", [RaoKupper, Davidson])
+@pytest.mark.parametrize("rate", [1e-3, 0.3], ids=["it learns", "it is destroyed"])
+def test_tie_rate_trains_and_its_best_comes_back_with_the_weights(make_model, few, model_of_ties, rate):
+    """Measured anew, model and loss give the very loss of the best validation; the last one was another."""
+    sides, loss, model = [with_ties(side) for side in few], model_of_ties(0.5), make_model()
+    config = TrainConfig(learning_rate=rate, warmup_ratio=0, eval_every=1, patience=None, max_steps=8)
+    history = fit(model, *sides, config, loss)
+    best = next(v for v in history.validations if v["step"] == history.best_step)
+    with torch.no_grad():
+        again = loss(model.rewards(sides[1]), ranks_tensor(sides[1])).mean().item()
+    assert again == pytest.approx(best["loss"], abs=1e-6)
+    if rate < 0.1:
+        assert history.best_step > 0 and loss.tie_rate < 0.49  # towards one in three
+    else:
+        assert history.best_step < 8 and history.validations[-1]["loss"] != pytest.approx(best["loss"], abs=1e-3)
+
+
+def test_tie_rate_has_a_learning_rate_of_its_own(make_model, few):
+    """AdamW's first step is as long as the learning rate: 0.05 on the logit, and next to nothing on the weights."""
+    loss, model = RaoKupper(0.5), make_model(trainable="head")
+    before = weights(model)
+    config = TrainConfig(learning_rate=1e-9, weight_decay=0.5, warmup_ratio=0, max_steps=1)
+    history = fit(model, *few, config, loss)  # without a tie, which is fewer than it expects
+    assert history.best_step == 1 and history.steps[0]["learning_rate"] == 1e-9
+    assert loss.logit.item() == pytest.approx(-LOSS_LEARNING_RATE, rel=1e-3)
+    assert all((weight - before[name]).abs().max() <= 2e-9 for name, weight in weights(model).items())
+    assert list(trained_parameters(model, loss)) == ["head.weight", "loss.logit"]
+    assert "loss.logit" not in trained_parameters(model, RaoKupper(0.5).requires_grad_(False))
+
+
+def test_tie_rate_that_is_frozen_stays(make_model, few):
+    loss = RaoKupper(0.25).requires_grad_(False)
+    history = fit(make_model(), *map(with_ties, few), TrainConfig(learning_rate=1e-3, max_steps=3), loss)
+    assert loss.tie_rate == pytest.approx(0.25, abs=1e-15) and len(history.steps) == 3
+
+
+def test_ties_alone_train(make_model, few):
+    """They pull rewards together and the tie rate up; the accuracy of such steps is that of no pair."""
+    seen, loss, model = [], RaoKupper(0.2), make_model()
+    loss.register_forward_hook(lambda *_: seen.append(loss.tie_rate))
+    ties = [replace(p, ranks=(0, 0)) for p in few[0]]
+    config = TrainConfig(learning_rate=1e-3, warmup_ratio=0, max_steps=6, eval_every=6, patience=None)
+    history = fit(model, ties, few[1], config, loss)
+    assert losses(history)[-1] < losses(history)[0] and all(math.isnan(step["accuracy"]) for step in history.steps)
+    assert seen[-1] > 0.22  # of the validation after the last step, the best one or not
+    with pytest.raises(ValueError, match="all validation preferences are ties, .* validate with some"):
+        fit(model, few[0], [replace(p, ranks=(0, 0)) for p in few[1]], config, loss)
+
+
+TIED = {
+    "two texts": (("Yes.", "No, it is not."), (0, 0)),
+    "one text twice": (("Yes.", "Yes."), (0, 0)),
+    "one text twice, and a worse one": (("Yes.", "Yes.", "No idea."), (0, 0, 1)),
+    "one text twice, and a better one": (("Yes.", "No.", "No."), (0, 1, 1)),
+    "three texts": (("Yes.", "No.", "It may be."), (0, 0, 0)),
+    "nothing at all, twice": (("", ""), (0, 0)),
+}
+
+
+def test_every_kind_of_tie_goes_through(make_model):
+    """Encoded, laid out in a batch, rewarded: the same text has the same reward, alone, beside others, and in training."""
+    model, loss = make_model(), RaoKupper(0.3)
+    preferences = [Preference("Is it?", *kind) for kind in TIED.values()]
+    encoded = model.encode(preferences)
+    assert [e.ranks for e in encoded] == [p.ranks for p in preferences] and not any(e.is_blurred for e in encoded)
+    rewards = model.rewards(preferences)
+    with torch.no_grad():
+        together = model(model.batch(encoded))
+    for i, p in enumerate(preferences):
+        alone = model.rewards([p])[0]
+        assert torch.allclose(alone, rewards[i, : len(alone)], atol=1e-5)
+        assert torch.allclose(alone, together[i, : len(alone)], atol=1e-5)
+        same = [alone[k] for k, text in enumerate(p.completions) if p.completions.count(text) > 1]
+        assert not same or torch.allclose(same[0], same[1], atol=1e-6)
+    values = loss(rewards, ranks_tensor(preferences))
+    assert values[1].item() == pytest.approx(-math.log(0.3), abs=1e-5)  # equal rewards, called equal
+    history = fit(model, preferences, [Preference("Was it?", ("Yes.", "No."))], TrainConfig(batch_size=2), loss)
+    assert len(history.steps) == 3
 
 
 # --- when it cannot go on -----------------------------------------------------------------------------------

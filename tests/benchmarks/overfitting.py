@@ -37,7 +37,7 @@ from rmkit.graded import SPILLOVER, GradedPrompt, ignoring, paraphrased
 from rmkit.heads import differences, fit_heads
 from rmkit.metrics import grouped_folds
 from rmkit.preferences import DATA
-from rmkit.training import draw_batches, make_optimizer
+from rmkit.training import draw_batches, make_optimizer, trained_parameters
 from tests.benchmarks.graded_answers import FIRST, SECOND, as_wins
 
 FILE = DATA / "overfitting.json"
@@ -163,7 +163,11 @@ def run(trainable: str, rate: float, decay: float, epochs: int, seed: int) -> di
     model = RewardModel(load_backbone(BACKBONE), trainable=trainable)
     encoded = model.encode([prompts[i].preference for i in train + held])
     config = TrainConfig(rate, batch_size=8, weight_decay=decay, seed=seed)
-    optimizer, batches, began = make_optimizer(model, config), draw_batches(len(train), config), time.process_time()
+    optimizer, batches, began = (
+        make_optimizer(trained_parameters(model), config),
+        draw_batches(len(train), config),
+        time.process_time(),
+    )
     rewards = []
     with computed_once(model, encoded):
         for epoch in range(epochs + 1):
