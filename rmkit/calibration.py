@@ -15,6 +15,7 @@ from rmkit.metrics import Pairs, bootstrap_interval, brier, judged_pairs, nll, o
 
 BINS = 10
 CHANCE_DRAWS = 200
+COLUMNS = ["said", "found", "low", "high", "count"]
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,9 @@ def reliability(
     pairs = _checked(rewards, ranks, bins)
     owners = of_pairs(groups, pairs, ranks)
     said, right, place = _placed(pairs.difference, bins)
-    rows = []
-    for b in np.unique(place):
-        here = place == b
-        low, high = share_interval(owners[here], right[here])
-        rows.append((said[here].mean(), right[here].mean(), low, high, int(here.sum())))
+    rows = curve(said, right, place, owners)
     below = [(1 - s, 1 - f, 1 - high, 1 - low, n) for s, f, low, high, n in reversed(rows)]
-    return pd.DataFrame(below + rows, columns=["said", "found", "low", "high", "count"])
+    return pd.DataFrame(below + rows, columns=COLUMNS)
 
 
 def calibration_error(
@@ -138,11 +135,28 @@ def _checked(rewards: torch.Tensor, ranks: torch.Tensor, bins: int) -> Pairs:
 def _placed(difference: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of every pair, seen from the side that the model prefers: (its probability, whether that came true, its bin)."""
     size = np.abs(difference)
-    edges = np.quantile(size, np.linspace(0, 1, bins // 2 + 1)[1:-1])
-    place = np.searchsorted(edges, size)  # equal rewards share a bin: which of them came true cannot sort them
-    return stats.logistic.cdf(size), (np.sign(difference) + 1) / 2, place
+    return stats.logistic.cdf(size), (np.sign(difference) + 1) / 2, places(size, bins // 2)
 
 
 def _error(difference: np.ndarray, bins: int) -> float:
-    said, right, place = _placed(difference, bins)
-    return float(np.abs(np.bincount(place, said - right)).sum() / len(difference))
+    return mean_gap(*_placed(difference, bins))
+
+
+def places(values: np.ndarray, bins: int) -> np.ndarray:
+    """The bin of each value, of `bins` of equal mass. Equal values share a bin: what came true of them cannot sort them."""
+    return np.searchsorted(np.quantile(values, np.linspace(0, 1, bins + 1)[1:-1]), values)
+
+
+def mean_gap(said: np.ndarray, found: np.ndarray, place: np.ndarray) -> float:
+    """|said − found| of each bin, the mean over the rows."""
+    return float(np.abs(np.bincount(place, said - found)).sum() / len(said))
+
+
+def curve(said: np.ndarray, found: np.ndarray, place: np.ndarray, owners: np.ndarray) -> list[tuple]:
+    """For each bin: mean said, share found, its interval by the groups `owners`, and the number of rows."""
+    rows = []
+    for b in np.unique(place):
+        here = place == b
+        low, high = share_interval(owners[here], found[here])
+        rows.append((said[here].mean(), found[here].mean(), low, high, int(here.sum())))
+    return rows

@@ -53,17 +53,20 @@ class Pairs:
     """All pairs of completions that were judged: M of them that were told apart, and `tied` that were not.
 
     difference [..., M]: the reward of the better one minus that of the other; preference [M]: which one judged it.
+    is_tie [M]: whether it was called a tie; only with `ties`, where these pairs are among the M, the first minus the second.
     """
 
     difference: np.ndarray
     preference: np.ndarray
     tied: int
+    is_tie: np.ndarray
 
 
-def judged_pairs(rewards: torch.Tensor, ranks: torch.Tensor) -> Pairs:
+def judged_pairs(rewards: torch.Tensor, ranks: torch.Tensor, ties: bool = False) -> Pairs:
     """The pairs of rewards [..., N, K] by ranks [N, K], as in `bradley_terry`; dimensions in front are repetitions.
 
-    Raises ValueError where no pair was told apart, a reward is not a number, or the shapes differ.
+    ties: with those that were called equal. Raises ValueError where there is no pair, or none was told apart and ties
+    are not asked for, a reward is not a number, or the shapes differ.
     """
     if rewards.shape[-2:] != ranks.shape or ranks.ndim != 2:
         raise ValueError(f"rewards and ranks are both [N, K]: got {list(rewards.shape)} and {list(ranks.shape)}")
@@ -72,11 +75,12 @@ def judged_pairs(rewards: torch.Tensor, ranks: torch.Tensor) -> Pairs:
     if not torch.isfinite(rewards[..., present]).all():
         raise ValueError("a reward is not a finite number: accuracy would count it as wrong")
     decisive = (ranks[:, :, None] < ranks[:, None, :]) & present[:, :, None]
-    tied = (ranks[:, :, None] == ranks[:, None, :]) & present[:, :, None] & present[:, None, :]
-    if not decisive.any():
+    tied = ((ranks[:, :, None] == ranks[:, None, :]) & present[:, :, None] & present[:, None, :]).triu(1)
+    judged = decisive | tied if ties else decisive
+    if not judged.any():
         raise ValueError("no pair was told apart by an annotator: there is no accuracy to measure")
-    difference = (rewards[..., :, None] - rewards[..., None, :])[..., decisive]
-    return Pairs(difference.numpy(), decisive.nonzero()[:, 0].numpy(), int(tied.triu(1).sum()))
+    difference = (rewards[..., :, None] - rewards[..., None, :])[..., judged]
+    return Pairs(difference.numpy(), judged.nonzero()[:, 0].numpy(), int(tied.sum()), tied[judged].numpy())
 
 
 def pairwise_accuracy(rewards: torch.Tensor, ranks: torch.Tensor, groups: Sequence[Hashable] | None = None) -> Accuracy:
@@ -200,12 +204,14 @@ def _numbered(groups: Sequence[Hashable]) -> np.ndarray:
 
 def nll(rewards: torch.Tensor, ranks: torch.Tensor, groups: Sequence[Hashable] | None = None) -> Estimate:
     """−log σ(r_better − r_worse), the mean over pairs told apart, in nats; ln 2 is that of a model that cannot tell."""
-    return _mean(lambda difference: np.logaddexp(0, -difference), rewards, ranks, groups)
+    pairs = judged_pairs(rewards, ranks)
+    return mean_of_pairs(np.logaddexp(0, -pairs.difference), pairs, ranks, groups)
 
 
 def brier(rewards: torch.Tensor, ranks: torch.Tensor, groups: Sequence[Hashable] | None = None) -> Estimate:
     """(1 − σ(r_better − r_worse))², the mean over pairs told apart (Brier 1950); 0.25 cannot tell."""
-    return _mean(lambda difference: stats.logistic.sf(difference) ** 2, rewards, ranks, groups)
+    pairs = judged_pairs(rewards, ranks)
+    return mean_of_pairs(stats.logistic.sf(pairs.difference) ** 2, pairs, ranks, groups)
 
 
 def rank_correlation(
@@ -354,9 +360,9 @@ def grouped_folds(
             yield train.tolist(), held_out.tolist()
 
 
-def _mean(score: Callable, rewards: torch.Tensor, ranks: torch.Tensor, groups: Sequence[Hashable] | None) -> Estimate:
-    pairs = judged_pairs(rewards, ranks)
-    scores = score(pairs.difference).reshape(-1, pairs.difference.shape[-1]).mean(0)
+def mean_of_pairs(scores: np.ndarray, pairs: Pairs, ranks: torch.Tensor, groups: Sequence[Hashable] | None) -> Estimate:
+    """The mean of scores [..., M], one a pair, and its interval: a bootstrap over the groups; repetitions are averaged."""
+    scores = scores.reshape(-1, scores.shape[-1]).mean(0)
     return Estimate(float(scores.mean()), *_mean_interval(of_pairs(groups, pairs, ranks), scores), len(scores))
 
 
