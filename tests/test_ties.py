@@ -218,6 +218,16 @@ def test_careless_annotators_of_graded_answers_are_found_out():
     assert found[0.0].high < found[0.2].low
 
 
+def test_honest_ties_by_another_rule_look_careless():
+    """What the docstring warns of: Davidson's ties reach further, and of 8,000 pairs the estimate is surely not zero."""
+    difference = torch.linspace(-6, 6, 8000, dtype=torch.float64)
+    for model, looks_careless in ((RaoKupper(0.4), False), (Davidson(0.4), True)):
+        said = torch.multinomial(outcomes(model, difference), 1, generator=torch.manual_seed(0))[:, 0]
+        ranks = torch.tensor([[0, 1], [1, 0], [0, 0]])[said]
+        found = careless_ties(torch.stack([difference, torch.zeros_like(difference)], 1), ranks)
+        assert (found.low > 0) == looks_careless, model
+
+
 @pytest.mark.parametrize("left_out", ["none wrong", "one pair of each kind"])
 def test_too_little_to_tell_is_a_wide_interval(left_out):
     if left_out == "none wrong":  # ties within a threshold, and every fifth judgement a tie
