@@ -95,8 +95,8 @@ def careless_ties(rewards: torch.Tensor, ranks: torch.Tensor) -> Estimate:
     its profile likelihood (Venzon and Moolgavkar 1988), which takes judgements for independent. An honest tie is rare
     where rewards are far apart; what remains there is c. So the rewards are to be ones that these judgements did not train,
     gold grades or held-out rewards, and good ones: noise as large as their differences makes pairs look far apart that are
-    not, and honest ties careless. So do annotators whose honest ties reach further than Rao and Kupper's, as Davidson's
-    do: compare ties on clear pairs with those of annotators whom you trust.
+    not, and leaves c anything from 0 up. Annotators whose honest ties reach further than Rao and Kupper's, as Davidson's
+    do, look careless: compare ties on clear pairs with those of annotators whom you trust.
     Raises ValueError for judgements without ties or with nothing else, for repetitions, and for rewards that rank no better
     than chance, of which no scale is best.
     """
