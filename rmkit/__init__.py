@@ -14,15 +14,16 @@ from rmkit.checkpoints import CheckpointError
 from rmkit.training import History, NonFiniteLoss, TrainConfig, fit
 from rmkit.diagnosis import diagnose
 from rmkit.reporting import Report, report
+from rmkit.dpo import ImplicitRewardModel, LogProbabilities, log_probabilities
 from rmkit.lesson import claim, outcome, predict, predictions, start
 from rmkit.widgets import Playground, SliderFigure
 from rmkit.quizzes import quiz
 
 __all__ = [
     "Accuracy", "Annotator", "Backbone", "BackboneUnavailable", "Batch", "Ceilings", "CheckpointError", "Encoded",
-    "Estimate", "GradedAnswer", "GradedPair", "GradedPrompt", "History", "NonFiniteLoss", "Preference",
+    "Estimate", "GradedAnswer", "GradedPair", "GradedPrompt", "History", "ImplicitRewardModel", "LogProbabilities", "NonFiniteLoss", "Preference",
     "Playground", "PreferenceError", "Report", "RewardModel", "SliderFigure", "TrainConfig", "Trunk", "bradley_terry", "cache_folder",
     "ceilings", "claim", "collate", "computed_once", "diagnose", "encode", "features", "fit", "graded_pairs",
-    "load_backbone", "load_graded_answers", "load_preferences", "outcome", "pairwise_accuracy", "panel_ratings",
+    "load_backbone", "load_graded_answers", "load_preferences", "log_probabilities", "outcome", "pairwise_accuracy", "panel_ratings",
     "predict", "predictions", "quiz", "report", "split_preferences", "start", "wilson_interval",
 ]  # fmt: skip

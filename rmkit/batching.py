@@ -45,6 +45,7 @@ class Batch:
     ranks [B, K]: 0 is best, equal is a tie, −1 where a preference has fewer than K completions.
     hidden: what the frozen part of the model has computed already (`Trunk`): [N, T, H], what enters the layers
         that train, or [B, K, H], what enters the head; None where the model is to compute all of it.
+    reference [B, K]: log π_ref of every completion, nats, which an ImplicitRewardModel compares with; None for others.
     """
 
     input_ids: torch.Tensor
@@ -54,6 +55,7 @@ class Batch:
     slot: torch.Tensor
     ranks: torch.Tensor
     hidden: torch.Tensor | None = None
+    reference: torch.Tensor | None = None
 
     @property
     def attention_mask(self) -> torch.Tensor:
@@ -82,6 +84,17 @@ class Batch:
         positions = torch.arange(self.segment.shape[1], device=self.segment.device)
         last = (self.completion_masks() * positions).amax(-1)  # (N, S)
         return last[self.row, self.slot - 1]  # (B, K)
+
+    def predicting_positions(self) -> torch.Tensor:
+        """[N, T] the position whose hidden state predicts each token: the one before it in its own text.
+
+        For the first token of every completion of a row that is the prompt's last. The first of a row is predicted by none, and
+        gets 0, as padding may.
+        """
+        before = torch.arange(-1, self.segment.shape[1] - 1, device=self.segment.device).clamp(min=0)
+        prompt_end = (self.segment == PROMPT).sum(1, keepdim=True) - 1  # (N, 1)
+        begins = (self.segment > PROMPT) & (self.position_ids == prompt_end + 1)
+        return torch.where(begins, prompt_end, before)
 
     def to(self, device: torch.device | str) -> Batch:
         tensors = {field.name: getattr(self, field.name) for field in fields(self)}

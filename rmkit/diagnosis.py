@@ -13,9 +13,10 @@ from itertools import combinations
 import pandas as pd
 import torch
 
+from rmkit.base import BaseRewardModel, some_of
 from rmkit.batching import Encoded, ranks_tensor
 from rmkit.metrics import pairwise_accuracy, wilson_interval
-from rmkit.model import RewardModel, _some
+from rmkit.model import RewardModel
 from rmkit.preferences import Preference, on_both_sides
 
 SAMPLE = 200  # preferences of a set that are scored
@@ -46,7 +47,7 @@ REMEDIES = {
 
 
 def diagnose(
-    model: RewardModel, preferences: Sequence[Preference], validation: Sequence[Preference] = ()
+    model: BaseRewardModel, preferences: Sequence[Preference], validation: Sequence[Preference] = ()
 ) -> pd.DataFrame:
     """Look for known faults in `model` and in its data: one row a check, always the same ones in the same order.
 
@@ -110,7 +111,7 @@ class _Scored:
     broken: int
 
     @classmethod
-    def by(cls, model: RewardModel, preferences: list[Preference], encoded: list[Encoded]) -> _Scored:
+    def by(cls, model: BaseRewardModel, preferences: list[Preference], encoded: list[Encoded]) -> _Scored:
         rewards = model.rewards(encoded)
         finite = torch.isfinite(rewards).all(1)
         fine = finite.nonzero().flatten().tolist()
@@ -140,7 +141,7 @@ def _noise(rewards: torch.Tensor) -> torch.Tensor:
 # --- where a reward is read ---------------------------------------------------------------------------------
 
 
-def _batch(model: RewardModel, sample: _Scored) -> Finding:
+def _batch(model: BaseRewardModel, sample: _Scored) -> Finding:
     if not sample.encoded:
         return NOT_FINITE
     probes = _probes(sample.encoded)
@@ -152,7 +153,7 @@ def _batch(model: RewardModel, sample: _Scored) -> Finding:
     return not bool((moved <= _noise(alone)).all()), seen
 
 
-def _closing_token(model: RewardModel, sample: _Scored) -> Finding:
+def _closing_token(model: BaseRewardModel, sample: _Scored) -> Finding:
     if not sample.encoded:
         return NOT_FINITE
     rows = [row for row in _singly(_probes(sample.encoded)) if len(row.completions[0]) > 1]
@@ -178,9 +179,9 @@ def _singly(encoded: list[Encoded]) -> list[Encoded]:
 
 
 @torch.no_grad()
-def _score(model: RewardModel, encoded: list[Encoded]) -> torch.Tensor:
+def _score(model: BaseRewardModel, encoded: list[Encoded]) -> torch.Tensor:
     """The rewards of all completions, in one batch: [C], as `_singly` orders them."""
-    batch = model.lay_out(encoded)
+    batch = model.batch(encoded)
     return model(batch)[batch.ranks >= 0].cpu()
 
 
@@ -190,13 +191,13 @@ def _score(model: RewardModel, encoded: list[Encoded]) -> torch.Tensor:
 def _identical(encoded: list[Encoded]) -> Finding:
     found = [i for i, e in enumerate(encoded) if e.is_blurred]
     seen = f"{len(found)} of {len(encoded)} preferences have completions of the same tokens, judged differently"
-    return bool(found), seen + f": {_some(found)}" * bool(found)
+    return bool(found), seen + f": {some_of(found)}" * bool(found)
 
 
 def _truncated(encoded: list[Encoded]) -> Finding:
     found = [i for i, e in enumerate(encoded) if e.cut]
     seen = f"{len(found)} of {len(encoded)} preferences lost their oldest tokens"
-    return bool(found), seen + f", up to {max(e.cut for e in encoded)}: {_some(found)}" * bool(found)
+    return bool(found), seen + f", up to {max(e.cut for e in encoded)}: {some_of(found)}" * bool(found)
 
 
 def _leak(preferences: Sequence[Preference], validation: Sequence[Preference]) -> Finding:
@@ -204,7 +205,7 @@ def _leak(preferences: Sequence[Preference], validation: Sequence[Preference]) -
         return False, "not judged: no validation preferences given"
     found = on_both_sides(preferences, validation)
     seen = f"{len(found)} of {len(validation)} validation preferences have their prompt or group on both sides"
-    return bool(found), seen + f": {_some(found)}" * bool(found)
+    return bool(found), seen + f": {some_of(found)}" * bool(found)
 
 
 # --- rewards ------------------------------------------------------------------------------------------------
@@ -255,7 +256,9 @@ def _saturated(sample: _Scored) -> Finding:
     return wrong * 100 > far, seen
 
 
-def _head(model: RewardModel) -> Finding:
+def _head(model: BaseRewardModel) -> Finding:
+    if not isinstance(model, RewardModel):
+        return False, "not judged: its rewards are read off the language model's probabilities, and it has no head"
     weight = model.last_layer.weight.detach().cpu()
     if not torch.isfinite(weight).all():
         return True, f"{(~torch.isfinite(weight)).sum()} of its {weight.numel()} weights are not finite"

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from scipy import stats
 
+from rmkit.base import BaseRewardModel
 from rmkit.batching import ranks_tensor
 from rmkit.calibration import BINS, calibration_error, fit_temperature, temperature_scaled
 from rmkit.metrics import (
@@ -28,7 +29,6 @@ from rmkit.metrics import (
     share_interval,
     spillover_gap,
 )
-from rmkit.model import RewardModel
 from rmkit.plots import LN2
 from rmkit.preferences import Preference, require_preferences
 from rmkit.trunk import computed_once
@@ -97,10 +97,10 @@ class ScoredSet:
 
 
 def named_sets(
-    model: RewardModel, held_out: object, train: object, elsewhere: object, ceiling: object
+    model: BaseRewardModel, held_out: object, train: object, elsewhere: object, ceiling: object
 ) -> dict[str, Sequence[Preference]]:
     """The sets by name, or TypeError or ValueError for what cannot be reported on."""
-    if not isinstance(model, RewardModel):
+    if not isinstance(model, BaseRewardModel):
         raise TypeError(f"model is a RewardModel: got {type(model).__name__}")
     if elsewhere is not None and not isinstance(elsewhere, Mapping):
         raise TypeError(f"elsewhere is a dict of preferences by name: got {type(elsewhere).__name__}")
@@ -122,7 +122,7 @@ def named_sets(
     return {name: preferences for name, preferences in sets.items() if preferences}
 
 
-def score_sets(model: RewardModel, sets: Mapping[str, Sequence[Preference]]) -> dict[str, ScoredSet]:
+def score_sets(model: BaseRewardModel, sets: Mapping[str, Sequence[Preference]]) -> dict[str, ScoredSet]:
     """Every set with its rewards. Raises ValueError where one is not finite, or no pair of a set was told apart."""
     encoded = {name: model.encode(preferences, f"{name} preference") for name, preferences in sets.items()}
     with computed_once(model, [e for part in encoded.values() for e in part]):

@@ -8,33 +8,23 @@ import math
 import re
 import tempfile
 import warnings
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from rmkit.backbones import Backbone, autocast_dtype
-from rmkit.batching import SHARED_ROW, Batch, Encoded, collate, encode, sharing_pays
-from rmkit.preferences import Preference, PreferenceError, require_preferences
+from rmkit.base import BaseRewardModel, merged_weights, set_trainable
+from rmkit.batching import Batch
 
-if TYPE_CHECKING:
-    from rmkit.trunk import Trunk
-
-LORA_RANK = 8
-LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SETTINGS = "rmkit.json"
 OWN_WEIGHTS = "rmkit.safetensors"  # of models that transformers has no class for
 PROBE = ("What is tea?", ["A drink made of leaves.", "No idea!"])  # scored when saving and again when loading
 
 
-class RewardModel(nn.Module):
+class RewardModel(BaseRewardModel):
     """A backbone's body with a scalar head: `model(batch)` gives rewards [B, K] in fp32.
 
     backbone: from `load_backbone()`. Its body is used, not copied: what trains, trains there, so one body serves
@@ -58,27 +48,15 @@ class RewardModel(nn.Module):
         trainable: str = "all",
         max_length: int | None = None,
     ):
-        super().__init__()
-        if not isinstance(backbone, Backbone):
-            raise TypeError(f"backbone is what load_backbone() gives: got {type(backbone).__name__}")
+        super().__init__(
+            backbone, pooling=pooling, head=head, dropout=dropout, trainable=trainable, max_length=max_length
+        )
         if pooling not in POOLINGS:
             raise ValueError(f"pooling is one of {', '.join(POOLINGS)}: got {pooling!r}")
         if head not in ("linear", "mlp"):
             raise ValueError(f"head is 'linear' or 'mlp': got {head!r}")
         if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
             raise ValueError(f"dropout is a share, at least 0 and less than 1: got {dropout!r}")
-        context = _context(backbone.model.config)
-        if max_length is not None and not (isinstance(max_length, int) and 2 <= max_length <= context):
-            raise ValueError(f"max_length is a number of tokens from 2 to the backbone's {context}: got {max_length!r}")
-        self.settings = {
-            "pooling": pooling, "head": head, "dropout": dropout, "trainable": trainable, "max_length": max_length
-        }  # fmt: skip
-        self.max_length = max_length or context
-        self.backbone_name, self.revision = backbone.name, backbone.revision
-        self.tokenizer, self.autocast = backbone.tokenizer, backbone.autocast
-        self.body = backbone.model.base_model
-        if any(isinstance(module, LoraLayer) for module in self.body.modules()):
-            raise ValueError("this backbone has LoRA adapters of an earlier model: load it again")
         hidden = self.body.config.hidden_size
         self.dropout = nn.Dropout(dropout)
         last = nn.Linear(hidden, 1, bias=False)
@@ -86,13 +64,7 @@ class RewardModel(nn.Module):
         self.head = last if head == "linear" else nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), last)
         self.fresh_head = last.weight.detach().clone()  # by which `diagnose` knows one never trained, or lost
         self.head.to(self.device)
-        self.rewards_when_loaded: list[float] | None = None  # of two texts: two saved models of one backbone differ
-        self.trunk: Trunk | None = None  # set while `computed_once`
-        _set_trainable(self, trainable)
-
-    @property
-    def device(self) -> torch.device:
-        return self.body.device
+        set_trainable(self.body, trainable)
 
     @property
     def last_layer(self) -> nn.Linear:
@@ -112,132 +84,13 @@ class RewardModel(nn.Module):
             return batch.hidden
         return POOLINGS[self.settings["pooling"]](self.hidden_states(batch), batch).float()
 
-    def hidden_states(self, batch: Batch) -> torch.Tensor:
-        """What the body gives for every token, [N, T, H], in the precision that it computes in.
-
-        ValueError for a batch of `computed_once` that has ended, or that holds only what the head reads.
-        """
-        if batch.hidden is None:
-            return self.run(self.body, batch)
-        if self.trunk is None:
-            raise ValueError(
-                "this batch was made within computed_once, which has ended: make it again with model.batch"
-            )
-        if self.trunk.whole:
-            raise ValueError("this batch holds what the head reads, and no other token: use model.collate or lay_out")
-        return self.run(self.trunk.top, batch)
-
-    def run(self, layers: nn.Module, batch: Batch) -> torch.Tensor:
-        """The hidden states [N, T, H] that the body, or a part of it, gives for a batch."""
-        text = {"input_ids": batch.input_ids} if batch.hidden is None else {"inputs_embeds": batch.hidden}
-        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            return layers(
-                **text, attention_mask=batch.attention_mask, position_ids=batch.position_ids, use_cache=False
-            ).last_hidden_state
-
-    def encode(self, preferences: Sequence[Preference], called: str = "preference") -> list[Encoded]:
-        """Token ids of all preferences. Raises PreferenceError with every one that cannot be encoded, by its index.
-
-        Warns of rows that are cut to `max_length`, and of preferences whose completions are the same tokens.
-        called: what a message calls one of them.
-        """
-        require_preferences(preferences)
-        encoded, problems = [], []
-        for i, preference in enumerate(preferences):
-            try:
-                encoded.append(encode(preference, self.tokenizer, self.max_length))
-            except ValueError as error:
-                problems.append(f"{called} {i}: {error}")
-        if problems:
-            raise PreferenceError(problems)
-        if cut := [i for i, e in enumerate(encoded) if e.cut]:
-            most = max(e.cut for e in encoded)
-            warnings.warn(
-                f"{len(cut)} of {len(encoded)} {called}s have rows of more than {self.max_length} tokens, and lost their "
-                f"oldest ones, up to {most}: {_some(cut)}",
-                stacklevel=2,
-            )
-        if blurred := [i for i, e in enumerate(encoded) if e.is_blurred]:
-            warnings.warn(
-                f"{len(blurred)} of {len(encoded)} {called}s have completions of the same tokens that were judged "
-                f"differently, and nothing can be learned from that: {_some(blurred)}",
-                stacklevel=2,
-            )
-        return encoded
-
-    def collate(self, encoded: Sequence[Encoded]) -> Batch:
-        """The simple batch: a row for every completion, its prompt repeated in front."""
-        return collate(encoded, self.tokenizer.pad_token_id).to(self.device)
-
-    def lay_out(self, encoded: Sequence[Encoded]) -> Batch:
-        """The batch that computes least: completions share a row with their prompt where that pays."""
-        # the mask of a shared row is read as it is meant by this implementation of attention alone
-        sharing = sharing_pays(encoded) and self.body.config._attn_implementation == "sdpa"
-        per_row = SHARED_ROW if sharing else 1
-        return collate(encoded, self.tokenizer.pad_token_id, per_row).to(self.device)
-
-    def batch(self, encoded: Sequence[Encoded]) -> Batch:
-        """What `fit` and `rewards` compute with: `lay_out`, with what the frozen layers gave, where that is kept."""
-        batch = self.lay_out(encoded)
-        return replace(batch, hidden=self.trunk.hidden(encoded, batch).to(self.device)) if self.trunk else batch
-
-    @torch.no_grad()
-    def rewards(self, preferences: Sequence[Preference] | Sequence[Encoded], batch_size: int = 8) -> torch.Tensor:
-        """Rewards [N, K] on the CPU, of any number of preferences, `batch_size` at a time, without dropout."""
-        require_preferences(preferences, Encoded)
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size is a whole number from 1 up: got {batch_size!r}")
-        if not preferences:
-            return torch.zeros(0, 0)
-        encoded = preferences if isinstance(preferences[0], Encoded) else self.encode(preferences)
-        order = sorted(range(len(encoded)), key=lambda i: encoded[i].length)  # rows of like length need little padding
-        rewards = torch.zeros(len(encoded), max(len(e.completions) for e in encoded))
-        training = self.training
-        self.eval()
-        try:
-            for start in range(0, len(order), batch_size):
-                chunk = order[start : start + batch_size]
-                scored = self(self.batch([encoded[i] for i in chunk])).cpu()
-                rewards[chunk, : scored.shape[1]] = scored
-        finally:
-            self.train(training)
-        return rewards
-
-    def score(self, prompt: str, completions: Sequence[str]) -> torch.Tensor:
-        """The reward of every completion, [K]. Only differences between completions of one prompt mean anything."""
-        if isinstance(completions, str) or not isinstance(completions, Sequence):
-            raise TypeError(f"completions is a list of texts; for a single one, pass [text]: got {completions!r:.80}")
-        if not completions:
-            return torch.zeros(0)
-        texts = tuple(completions) if len(completions) > 1 else (*completions, *completions)  # a lone one beside itself
-        (whole,) = self.encode([Preference(prompt, texts, (0,) * len(texts))])  # at once: one cut for all
-        chunks = [whole.completions[i : i + SHARED_ROW] for i in range(0, len(completions), SHARED_ROW)]
-        rows = [replace(whole, completions=chunk, ranks=(0,) * len(chunk)) for chunk in chunks]
-        return self.rewards(rows, batch_size=1).flatten()[: len(completions)]
-
-    @torch.no_grad()
-    def token_rewards(self, prompt: str, completion: str) -> list[tuple[str, float]]:
-        """(token, reward) after every token of a completion, as the text grows; the last one is its reward.
-
-        A token sees only what stands before it, so one pass gives them all. Before the last, which closes the answer,
-        training never read a reward. Raises ValueError for mean pooling, which reads no single token.
-        """
+    def rewards_by_token(self, batch: Batch) -> torch.Tensor:
+        """[N, T] what the head makes of the hidden state of every token. ValueError for mean pooling, which reads no single one."""
         if self.settings["pooling"] != "last":
             raise ValueError("token_rewards wants a model that reads the last token: this one takes the mean of all")
-        (encoded,) = self.encode([Preference(prompt, (completion, completion), (0, 0))])
-        batch = self.collate([replace(encoded, completions=encoded.completions[:1], ranks=(0,))])
-        training = self.training
-        self.eval()
-        try:
-            hidden = self.hidden_states(batch)[0, len(encoded.prompt) :].float()  # (C, H)
-            with torch.autocast(self.device.type, enabled=False):
-                rewards = self.head(hidden)[:, 0].tolist()
-        finally:
-            self.train(training)
-        return [(self.tokenizer.decode([i]), r) for i, r in zip(encoded.completions[0], rewards, strict=True)]
-
-    def trainable_parameters(self) -> int:
-        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+        hidden = self.hidden_states(batch).float()
+        with torch.autocast(self.device.type, enabled=False):
+            return self.head(hidden).squeeze(-1)
 
     def save(self, folder: str | Path) -> Path:
         """Write body, head, tokenizer and settings to a folder, as safetensors. LoRA adapters are merged in.
@@ -284,7 +137,7 @@ class RewardModel(nn.Module):
                 "AutoModelForSequenceClassification of transformers: only rmkit loads this folder",
                 stacklevel=3,
             )
-        weights = {f"model.{k}": v for k, v in _merged(self.body).items()} | head
+        weights = {f"model.{k}": v for k, v in merged_weights(self.body).items()} | head
         save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, folder / name, {"format": "pt"})
         config.save_pretrained(folder)
         (folder / name).chmod((folder / "config.json").stat().st_mode)  # safetensors lets nobody else read it
@@ -384,24 +237,6 @@ def _fill(module: nn.Module, weights: dict[str, torch.Tensor], prefix: str) -> N
     module.load_state_dict(own)
 
 
-def _context(config: PretrainedConfig) -> int:
-    """Tokens a row at most, such that no token's state depends on the length of another row.
-
-    Where layers look back only so far, no further than that. Where `longrope` (arXiv:2402.13753) turns all tokens of a
-    batch otherwise once a row of it is long, no further than where that begins.
-    """
-    limits = [config.max_position_embeddings, getattr(config, "sliding_window", None)]
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "longrope":
-        limits.append(rope.get("original_max_position_embeddings"))
-    return min(limit for limit in limits if limit)
-
-
-def _some(indices: Sequence[int]) -> str:
-    """The first few, and how many more."""
-    return ", ".join(map(str, indices[:10])) + (f" and {len(indices) - 10} more" if len(indices) > 10 else "")
-
-
 def pool_last(hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
     """hidden [N, T, H] → [B, K, H], at the token that closes each completion, wherever padding begins."""
     return hidden[batch.row, batch.last_positions()]
@@ -415,31 +250,3 @@ def pool_mean(hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
 
 
 POOLINGS = {"last": pool_last, "mean": pool_mean}
-
-
-def _set_trainable(model: RewardModel, trainable: str) -> None:
-    """Freeze what `trainable` does not name; the head always trains."""
-    body, layers = model.body, len(model.body.layers)
-    body.requires_grad_(trainable == "all")
-    match str(trainable).split(":"):
-        case ["all"] | ["head"]:
-            pass
-        case ["lora"]:
-            config = LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules=LORA_TARGETS)
-            inject_adapter_in_model(config, body)
-        case ["last", n] if n.isdecimal() and 1 <= int(n) <= layers:
-            for module in (*body.layers[-int(n) :], body.norm):
-                module.requires_grad_(True)
-        case _:
-            raise ValueError(
-                f"trainable is 'head', 'last:n' with n from 1 to {layers}, 'lora' or 'all': got {trainable!r}"
-            )
-
-
-def _merged(body: nn.Module) -> dict[str, torch.Tensor]:
-    """The body's weights under the names they have without adapters, LoRA's products added in."""
-    state = {k.replace(".base_layer.", "."): v for k, v in body.state_dict().items() if ".lora_" not in k}
-    for name, module in body.named_modules():
-        if isinstance(module, LoraLayer):
-            state[f"{name}.weight"] = state[f"{name}.weight"] + module.get_delta_weight("default")
-    return state

@@ -18,10 +18,10 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from rmkit import plots
+from rmkit.base import BaseRewardModel
 from rmkit.calibration import reliability
 from rmkit.findings import HELD_OUT, TRAINING, ScoredSet, bins_for, findings, named_sets, right_shares, score_sets
 from rmkit.metrics import accuracy_table, share_interval
-from rmkit.model import RewardModel
 from rmkit.preferences import Preference, on_both_sides
 
 MISTAKES, EXCERPT = 5, 600  # pairs that are shown, and characters of a text of theirs on the page
@@ -126,7 +126,7 @@ class Report:
 
 
 def report(
-    model: RewardModel,
+    model: BaseRewardModel,
     held_out: Sequence[Preference],
     train: Sequence[Preference] = (),
     elsewhere: Mapping[str, Sequence[Preference]] | None = None,

@@ -20,12 +20,12 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm.auto import tqdm
 
+from rmkit.base import BaseRewardModel
 from rmkit.batching import Encoded, ranks_tensor
 from rmkit.checkpoints import CheckpointError, Checkpoints, fill, fingerprint, snapshot
 from rmkit.losses import bradley_terry
 from rmkit.memory import PeakMemory
 from rmkit.metrics import pairwise_accuracy
-from rmkit.model import RewardModel
 from rmkit.plots import plot_history
 from rmkit.preferences import Preference, on_both_sides, require_preferences
 from rmkit.trunk import computed_once
@@ -118,7 +118,7 @@ class History:
 
 
 def fit(
-    model: RewardModel,
+    model: BaseRewardModel,
     train: Sequence[Preference],
     validation: Sequence[Preference],
     config: TrainConfig = TrainConfig(),
@@ -140,9 +140,9 @@ def fit(
     that cannot be encoded, NonFiniteLoss, which carries the history so far, when training breaks down, CheckpointError
     for a folder that cannot be used. Warns of a group that is on both sides.
     """
-    for argument, wanted in ((model, RewardModel), (config, TrainConfig)):
+    for argument, wanted, name in ((model, BaseRewardModel, "RewardModel"), (config, TrainConfig, "TrainConfig")):
         if not isinstance(argument, wanted):
-            raise TypeError(f"fit wants a {wanted.__name__} there: got {type(argument).__name__}")
+            raise TypeError(f"fit wants a {name} there: got {type(argument).__name__}")
     if checkpoint is not None and not (isinstance(checkpoint, (str, Path)) and str(checkpoint)):
         raise TypeError(f"checkpoint is a folder, or None to keep nothing: got {checkpoint!r:.80}")
     for side, preferences in (("training", train), ("validation", validation)):
@@ -201,7 +201,7 @@ class Run:
     """One run of `fit`: what it is made of, and all that changes while it goes on."""
 
     def __init__(
-        self, model: RewardModel, train: list[Encoded], validation: list[Encoded], config: TrainConfig, loss: Loss
+        self, model: BaseRewardModel, train: list[Encoded], validation: list[Encoded], config: TrainConfig, loss: Loss
     ):
         self.train, self.validation, self.config, self.loss = train, validation, config, loss
         self.steps_an_epoch = math.ceil(len(train) / config.batch_size)
@@ -297,7 +297,7 @@ class Run:
         }
 
 
-def trained_parameters(model: RewardModel, loss: Loss = bradley_terry) -> dict[str, nn.Parameter]:
+def trained_parameters(model: BaseRewardModel, loss: Loss = bradley_terry) -> dict[str, nn.Parameter]:
     """What trains, by name: of the model, and of a loss that has parameters of its own (under `loss.`)."""
     of_loss = loss.named_parameters(prefix="loss") if isinstance(loss, nn.Module) else ()
     return {name: p for name, p in (*model.named_parameters(), *of_loss) if p.requires_grad}
@@ -332,7 +332,7 @@ def draw_batches(n: int, config: TrainConfig) -> Iterator[list[int]]:
 
 
 @torch.no_grad()
-def validate(model: RewardModel, encoded: Sequence[Encoded], loss: Loss, batch_size: int, step: int = 0) -> dict:
+def validate(model: BaseRewardModel, encoded: Sequence[Encoded], loss: Loss, batch_size: int, step: int = 0) -> dict:
     """Loss (nats, mean over preferences) and ranking accuracy with its 95 % interval.
 
     Raises NonFiniteLoss where a reward is not a number, which the weights after `step` are to blame for.

@@ -22,6 +22,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from rmkit.base import BaseRewardModel
 from rmkit.batching import PROMPT, Batch, Encoded, ranks_tensor
 from rmkit.checkpoints import fingerprint
 from rmkit.model import POOLINGS, RewardModel
@@ -50,7 +51,7 @@ class Trunk:
     is read differs from what would be computed by the rounding of another batch's sums.
     """
 
-    def __init__(self, model: RewardModel):
+    def __init__(self, model: BaseRewardModel):
         self.model, self.body = model, model.body
         frozen = frozen_layers(model)
         if not frozen:
@@ -190,7 +191,7 @@ class Trunk:
 
 
 @contextlib.contextmanager
-def computed_once(model: RewardModel, encoded: Sequence[Encoded]) -> Iterator[Trunk | None]:
+def computed_once(model: BaseRewardModel, encoded: Sequence[Encoded]) -> Iterator[Trunk | None]:
     """Within it, `model.batch` reads what the frozen layers give from disk, and keeps there what it had to compute.
 
     encoded: the preferences that will be read, for which there should be room.
@@ -240,7 +241,7 @@ def features(model: RewardModel, preferences: Sequence[Preference], batch_size: 
     return hidden.masked_fill((ranks_tensor(encoded) < 0)[..., None], 0.0)
 
 
-def frozen_layers(model: RewardModel) -> int:
+def frozen_layers(model: BaseRewardModel) -> int:
     """How many layers, counted from the embedding up, train nothing. The final norm counts with the last layer."""
     *lower, last = model.body.layers
     parts = [model.body.embed_tokens, *lower, nn.ModuleList([last, model.body.norm])]

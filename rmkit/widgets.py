@@ -11,7 +11,7 @@ from collections.abc import Callable
 import ipywidgets
 from matplotlib.figure import Figure
 
-from rmkit.model import RewardModel
+from rmkit.base import BaseRewardModel
 
 
 def live(box: ipywidgets.Widget) -> dict:
@@ -59,7 +59,7 @@ class Playground:
     no markup in it works.
     """
 
-    def __init__(self, model: RewardModel, prompt: str, first: str, second: str):
+    def __init__(self, model: BaseRewardModel, prompt: str, first: str, second: str):
         self.model = model
         self.fields = {
             name: ipywidgets.Textarea(

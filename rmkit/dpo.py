@@ -1,0 +1,321 @@
+"""The reward that a language model implies: response log-probabilities, DPO, and what can be read off (notebook 06).
+
+DPO is `fit` with another model: `fit(ImplicitRewardModel(load_backbone()), train, validation)`. The loss is Bradley–Terry on
+β (log π − log π_ref), and every other loss of `rmkit.losses` works on it too: `label_smoothed` makes it conservative DPO.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+from rmkit.backbones import Backbone
+from rmkit.base import BaseRewardModel, merged_weights, set_trainable
+from rmkit.batching import PADDING, PROMPT, Batch, Encoded
+from rmkit.losses import label_smoothed
+from rmkit.preferences import Preference
+from rmkit.trunk import computed_once
+
+CHUNK = 128  # tokens whose logits are in memory at a time: 25 MB of SmolLM2's 49,152
+
+
+def next_token_log_probabilities(
+    hidden: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor, chunk: int = CHUNK
+) -> torch.Tensor:
+    """log softmax(W h)[target] → [M] fp32, nats; hidden [M, H], targets [M], weight W [V, H] of the language-model head.
+
+    No more than `chunk` · V logits exist at a time. Where W is frozen, the slope in h is taken while they are there; where
+    it trains, they are made anew on the way back. Kept whole, they would be more than all else that a step of DPO keeps.
+    """
+    parts = zip(hidden.float().split(chunk), targets.split(chunk), strict=True)
+    with torch.autocast(hidden.device.type, enabled=False):  # bf16 logits around 20 are 0.125 apart
+        if not weight.requires_grad:
+            return torch.cat([_WithSlope.apply(h, t, weight.float()) for h, t in parts])
+        return torch.cat([checkpoint(_log_probabilities, h, t, weight.float(), use_reentrant=False) for h, t in parts])
+
+
+def _log_probabilities(hidden: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return -F.cross_entropy(F.linear(hidden, weight), targets, reduction="none")
+
+
+class _WithSlope(torch.autograd.Function):
+    """`_log_probabilities` and d log p_y / dh = w_y − Σ_v p_v w_v, in two matrix products of H · V; autograd wants three."""
+
+    @staticmethod
+    def forward(ctx, hidden: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        logs = F.log_softmax(F.linear(hidden, weight), -1)
+        found = logs.gather(1, targets[:, None]).squeeze(1)
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(weight[targets] - logs.exp_() @ weight)
+        return found
+
+    @staticmethod
+    def backward(ctx, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return upstream[:, None] * slope, None, None
+
+
+def dpo_loss(
+    policy: torch.Tensor, reference: torch.Tensor, ranks: torch.Tensor, beta: float = 0.1, flips: float = 0.0
+) -> torch.Tensor:
+    """−(1 − ε) log σ(Δ) − ε log σ(−Δ) → [B], nats, of Δ = β [(log π − log π_ref)_better − (log π − log π_ref)_worse].
+
+    policy, reference [B, K]: log-probabilities of the completions, nats, summed over their tokens; ranks [B, K] as in
+    `rmkit.losses`; flips: ε, the share of judgements that are turned around. Rafailov et al., arXiv:2305.18290, eq. 7;
+    with ε, Mitchell 2023. Raises ValueError for other shapes, and for ties.
+    """
+    return label_smoothed(beta * (policy - reference), ranks, flips)
+
+
+class ImplicitRewardModel(BaseRewardModel):
+    """A language model read as a reward model: r(x, y) = β Σ_t [log π(y_t | x, y_<t) − log π_ref(y_t | x, y_<t)].
+
+    The sum is over the completion's tokens, its end of turn among them, and never over the prompt's. It is the reward that π
+    is best for, up to β log Z(x), which the prompt alone decides (arXiv:2305.18290, eq. 5): rewards of one prompt may be
+    compared, of different prompts not. Untrained, π is π_ref and every reward is 0.
+
+    backbone: from `load_backbone()`, with its language-model head. What trains, trains there.
+    beta: nats of reward for each nat of log-ratio, more than 0; 0.1 … 0.5 are usual.
+    trainable: as of RewardModel, where something of the body has to train. The language-model head and the embedding train
+        with `"all"` alone.
+    reference: another backbone of the same shape, to compare with; None: this one as it is now. A policy that was trained
+        elsewhere is read with the model that it was trained from.
+    reference_free: r = β log π(y | x), where the reference is left out.
+    max_length: as of RewardModel.
+    Raises ValueError for a setting that does not exist, for a backbone without a language-model head, for another shape.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        beta: float = 0.1,
+        trainable: str = "all",
+        reference: Backbone | None = None,
+        reference_free: bool = False,
+        max_length: int | None = None,
+    ):
+        super().__init__(
+            backbone, beta=beta, trainable=trainable, reference_free=reference_free, max_length=max_length,
+            **({"reference": [reference.name, reference.revision]} if reference else {}),
+        )  # fmt: skip
+        if isinstance(beta, bool) or not isinstance(beta, (int, float)) or not 0 < beta < float("inf"):
+            raise ValueError(f"beta is a number more than 0, such as 0.1: got {beta!r}")
+        if trainable == "head":
+            raise ValueError("with trainable='head' nothing would train: an implicit reward has no head. Take 'last:1'")
+        if backbone.model.get_output_embeddings() is None:
+            raise ValueError(f"{backbone.name} has no language-model head, so it gives no probabilities to read")
+        self.language_model = backbone.model
+        backbone.model.requires_grad_(trainable == "all")
+        set_trainable(self.body, trainable)
+        # the weights of the reference that differ from the model's, or will, once it trains
+        self._others = {name: p.detach().clone() for name, p in self.named_parameters() if p.requires_grad}
+        if reference is not None:
+            self._others |= self._weights_of(reference)
+        self._shares_trunk = reference is None
+        # log π_ref by the tokens of prompt and completion, computed once; two models with one reference may share it
+        self.reference_sums: dict[tuple[tuple[int, ...], tuple[int, ...]], float] = {}
+
+    @property
+    def beta(self) -> float:
+        return self.settings["beta"]
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Rewards [B, K]; 0 where a preference has fewer than K completions. ValueError for a batch without its reference."""
+        log_ratios = self.log_probabilities(batch)  # (B, K)
+        if not self.settings["reference_free"]:
+            if batch.reference is None:
+                raise ValueError(
+                    "this batch does not say what the reference thinks of its completions: make it with model.batch"
+                )
+            log_ratios = log_ratios - batch.reference
+        return (self.beta * log_ratios).masked_fill(batch.ranks < 0, 0.0)
+
+    def batch(self, encoded: Sequence[Encoded]) -> Batch:
+        """What `fit` and `rewards` compute with: with what frozen layers gave, and what the reference thinks of every completion."""
+        batch, for_reference = self.both_batches(encoded)
+        if self.settings["reference_free"]:
+            return batch
+        texts = [[(e.prompt, completion) for completion in e.completions] for e in encoded]
+        if any(text not in self.reference_sums for some in texts for text in some):
+            with self.as_reference():
+                sums = self.log_probabilities(for_reference).double()
+            for some, found in zip(texts, sums.tolist(), strict=True):
+                self.reference_sums.update(zip(some, found, strict=False))  # found has K, also of one with fewer
+        reference = torch.zeros(batch.ranks.shape)
+        for b, some in enumerate(texts):
+            reference[b, : len(some)] = torch.tensor([self.reference_sums[text] for text in some])
+        return replace(batch, reference=reference.to(self.device))
+
+    def both_batches(self, encoded: Sequence[Encoded]) -> tuple[Batch, Batch]:
+        """The batch for the policy, and that for the reference: another where their frozen layers differ."""
+        batch = super().batch(encoded)
+        return batch, batch if self._shares_trunk else replace(batch, hidden=None)
+
+    def log_probabilities(self, batch: Batch) -> torch.Tensor:
+        """log π(y | x) → [B, K], nats: the sum over each completion's tokens, given all before them."""
+        tokens = self.token_log_probabilities(batch)  # (N, T)
+        sums = (batch.completion_masks() * tokens[:, None]).sum(-1)  # (N, S)
+        return sums[batch.row, batch.slot - 1]
+
+    def token_log_probabilities(self, batch: Batch, prompts: bool = False) -> torch.Tensor:
+        """[N, T] log π of every token of a completion given all that it sees, nats; 0 elsewhere.
+
+        prompts: of the prompts' tokens too, but for the first, which nothing predicts.
+        """
+        wanted = batch.segment > (PADDING if prompts else PROMPT)
+        wanted[:, 0] = False
+        rows, places = wanted.nonzero(as_tuple=True)  # (M) each
+        hidden = self.hidden_states(batch)[rows, batch.predicting_positions()[rows, places]]  # (M, H)
+        weight = self.language_model.get_output_embeddings().weight
+        found = next_token_log_probabilities(hidden, batch.input_ids[rows, places], weight)
+        return found.new_zeros(wanted.shape).index_put((rows, places), found)
+
+    def rewards_by_token(self, batch: Batch) -> torch.Tensor:
+        """[N, T] the reward of a completion up to each of its tokens; what a token adds is its own log-ratio, times β."""
+        log_ratios = self.token_log_probabilities(batch)
+        if not self.settings["reference_free"]:
+            with self.as_reference():
+                log_ratios = log_ratios - self.token_log_probabilities(batch)
+        return self.beta * log_ratios.cumsum(1)
+
+    @contextlib.contextmanager
+    def as_reference(self) -> Iterator[None]:
+        """Within it the model is its own reference: its weights are the reference's, without dropout and without gradients."""
+        training = self.training
+        self.eval()
+        self._exchange()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self._exchange()
+            self.train(training)
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Make the model what its reference is, for another run."""
+        for name, parameter in self.named_parameters():
+            if name in self._others:
+                parameter.copy_(self._others[name])
+
+    @torch.no_grad()
+    def generate(self, prompt: str, max_new_tokens: int = 64, **options) -> str:
+        """What the model answers, greedily unless `options` of transformers' `generate` say otherwise."""
+        (encoded,) = self.encode([Preference(prompt, ("?", "?"), (0, 0))])
+        ids = torch.tensor([encoded.prompt], device=self.device)
+        options = {"do_sample": False, "max_new_tokens": max_new_tokens} | options
+        training = self.training
+        self.eval()
+        try:
+            with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+                answer = self.language_model.generate(
+                    ids, attention_mask=torch.ones_like(ids), pad_token_id=self.tokenizer.pad_token_id,
+                    eos_token_id=self.tokenizer.eos_token_id, **options,
+                )  # fmt: skip
+        finally:
+            self.train(training)
+        return self.tokenizer.decode(answer[0, ids.shape[1] :], skip_special_tokens=True)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the policy as an ordinary causal language model, LoRA merged in: `load_backbone(folder)` reads it.
+
+        The folder appears whole or not at all. Raises FileExistsError for one that is there already.
+        """
+        folder = Path(folder)
+        if folder.exists():
+            raise FileExistsError(f"{folder} exists: give a folder that does not")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as work:
+            new = Path(work) / "new"
+            self.language_model.save_pretrained(new, state_dict=merged_weights(self.language_model))
+            self.tokenizer.save_pretrained(new)
+            os.replace(new, folder)
+        return folder
+
+    def _weights_of(self, reference: Backbone) -> dict[str, torch.Tensor]:
+        """By the names that they have here. Raises ValueError for another shape, or for this very model, which will change."""
+        ours = {name.replace(".base_layer.", "."): p for name, p in self.language_model.named_parameters()}
+        theirs = dict(reference.model.named_parameters())
+        if any(theirs[name] is ours.get(name) for name in theirs) or {name: p.shape for name, p in theirs.items()} != {
+            name: p.shape for name, p in ours.items() if ".lora_" not in name
+        }:
+            raise ValueError(
+                f"reference is another backbone of the same shape, loaded by itself: {reference.name} is not"
+            )
+        here = {id(p): name for name, p in self.named_parameters()}
+        return {here[id(ours[name])]: p.detach() for name, p in theirs.items()}
+
+    def _exchange(self) -> None:
+        """Of the weights in which they differ, give the model the reference's, and keep the model's; or the other way."""
+        for name, parameter in self.named_parameters():
+            if name in self._others:
+                parameter.data, self._others[name] = self._others[name].to(parameter.device), parameter.data
+
+
+@dataclass(frozen=True)
+class LogProbabilities:
+    """What a policy and its reference think of N prompts and up to K completions each, nats, summed over tokens.
+
+    policy, reference [N, K]: log π(y | x) and log π_ref(y | x); tokens [N, K]: how many; 0 where there is no completion.
+    prompt_policy, prompt_reference, prompt_tokens [N]: the same of the prompt's own tokens after its first.
+    """
+
+    policy: torch.Tensor
+    reference: torch.Tensor
+    tokens: torch.Tensor
+    prompt_policy: torch.Tensor
+    prompt_reference: torch.Tensor
+    prompt_tokens: torch.Tensor
+
+    def rewards(
+        self, beta: float = 0.1, average: bool = False, prompts: bool = False, reference_free: bool = False
+    ) -> torch.Tensor:
+        """β (log π − log π_ref) → [N, K], of the completions' tokens: the sum, which is DPO's implicit reward.
+
+        Three ways to get it wrong, or to mean something else: average: the mean over the tokens; prompts: the prompt's
+        tokens too; reference_free: without log π_ref.
+        """
+        compared = 0.0 if reference_free else 1.0
+        total, tokens = self.policy - compared * self.reference, self.tokens
+        if prompts:
+            total = total + (self.prompt_policy - compared * self.prompt_reference)[:, None]
+            tokens = tokens + self.prompt_tokens[:, None]
+        present = self.tokens > 0
+        return (beta * (total / tokens.clamp(min=1) if average else total)).masked_fill(~present, 0.0)
+
+
+@torch.no_grad()
+def log_probabilities(
+    model: ImplicitRewardModel, preferences: Sequence[Preference], batch_size: int = 8
+) -> LogProbabilities:
+    """Of every completion, in the order of the preferences, and of every prompt. Raises PreferenceError as `encode` does."""
+    encoded = model.encode(preferences)
+    most = max(len(e.completions) for e in encoded)
+    found = {name: torch.zeros(len(encoded), most) for name in ("policy", "reference", "tokens")}
+    found |= {f"prompt_{name}": torch.zeros(len(encoded)) for name in found}
+    order = sorted(range(len(encoded)), key=lambda i: encoded[i].length)
+    training = model.training
+    model.eval()
+    with computed_once(model, encoded), contextlib.ExitStack() as after:
+        after.callback(model.train, training)
+        for start in range(0, len(order), batch_size):
+            chunk = order[start : start + batch_size]
+            batch, for_reference = model.both_batches([encoded[i] for i in chunk])
+            seen = {"policy": model.token_log_probabilities(batch, prompts=True)}
+            with model.as_reference():
+                seen["reference"] = model.token_log_probabilities(for_reference, prompts=True)
+            seen["tokens"] = (batch.segment > PADDING).float()
+            seen["tokens"][:, 0] = 0.0
+            for name, tokens in seen.items():
+                sums = (batch.completion_masks() * tokens[:, None]).sum(-1)[batch.row, batch.slot - 1]  # (B, K)
+                found[name][chunk, : sums.shape[1]] = sums.masked_fill(batch.ranks < 0, 0.0).cpu()
+                found[f"prompt_{name}"][chunk] = ((batch.segment == PROMPT) * tokens).sum(1)[batch.row[:, 0]].cpu()
+    return LogProbabilities(**found)
