@@ -140,13 +140,12 @@ class ImplicitRewardModel(BaseRewardModel):
 
     def batch(self, encoded: Sequence[Encoded]) -> Batch:
         """What `fit` and `rewards` compute with: with what frozen layers gave, and what the reference thinks of every completion."""
-        batch, for_reference = self.both_batches(encoded)
+        batch = super().batch(encoded)
         if self.settings["reference_free"]:
             return batch
         texts = [[(e.prompt, completion) for completion in e.completions] for e in encoded]
         if any(text not in self.reference_sums for some in texts for text in some):
-            with self.as_reference():
-                sums = self.log_probabilities(for_reference).double()
+            sums = _of_completions(self.reference_token_log_probabilities(batch), batch).double()
             for some, found in zip(texts, sums.tolist(), strict=True):
                 self.reference_sums.update(zip(some, found, strict=False))  # found has K, also of one with fewer
         reference = torch.zeros(batch.ranks.shape)
@@ -154,16 +153,9 @@ class ImplicitRewardModel(BaseRewardModel):
             reference[b, : len(some)] = torch.tensor([self.reference_sums[text] for text in some])
         return replace(batch, reference=reference.to(self.device))
 
-    def both_batches(self, encoded: Sequence[Encoded]) -> tuple[Batch, Batch]:
-        """The batch for the policy, and that for the reference: another where their frozen layers differ."""
-        batch = super().batch(encoded)
-        return batch, batch if self._shares_trunk else replace(batch, hidden=None)
-
     def log_probabilities(self, batch: Batch) -> torch.Tensor:
         """log π(y | x) → [B, K], nats: the sum over each completion's tokens, given all before them."""
-        tokens = self.token_log_probabilities(batch)  # (N, T)
-        sums = (batch.completion_masks() * tokens[:, None]).sum(-1)  # (N, S)
-        return sums[batch.row, batch.slot - 1]
+        return _of_completions(self.token_log_probabilities(batch), batch)
 
     def token_log_probabilities(self, batch: Batch, prompts: bool = False) -> torch.Tensor:
         """[N, T] log π of every token of a completion given all that it sees, nats; 0 elsewhere.
@@ -178,13 +170,21 @@ class ImplicitRewardModel(BaseRewardModel):
         found = next_token_log_probabilities(hidden, batch.input_ids[rows, places], weight)
         return found.new_zeros(wanted.shape).index_put((rows, places), found)
 
-    def rewards_by_token(self, batch: Batch) -> torch.Tensor:
-        """[N, T] the reward of a completion up to each of its tokens; what a token adds is its own log-ratio, times β."""
+    def reference_token_log_probabilities(self, batch: Batch, prompts: bool = False) -> torch.Tensor:
+        """[N, T] as `token_log_probabilities`, of the reference."""
+        with self.as_reference():
+            return self.token_log_probabilities(batch if self._shares_trunk else replace(batch, hidden=None), prompts)
+
+    def token_log_ratios(self, batch: Batch) -> torch.Tensor:
+        """[N, T] log π − log π_ref of every token of a completion, nats; log π alone where the model is reference-free."""
         log_ratios = self.token_log_probabilities(batch)
-        if not self.settings["reference_free"]:
-            with self.as_reference():
-                log_ratios = log_ratios - self.token_log_probabilities(batch)
-        return self.beta * log_ratios.cumsum(1)
+        if self.settings["reference_free"]:
+            return log_ratios
+        return log_ratios - self.reference_token_log_probabilities(batch)
+
+    def rewards_by_token(self, batch: Batch) -> torch.Tensor:
+        """[N, T] the reward of a completion up to each of its tokens, in rows of one completion."""
+        return self.beta * self.token_log_ratios(batch).cumsum(1)
 
     @contextlib.contextmanager
     def as_reference(self) -> Iterator[None]:
@@ -308,14 +308,20 @@ def log_probabilities(
         after.callback(model.train, training)
         for start in range(0, len(order), batch_size):
             chunk = order[start : start + batch_size]
-            batch, for_reference = model.both_batches([encoded[i] for i in chunk])
-            seen = {"policy": model.token_log_probabilities(batch, prompts=True)}
-            with model.as_reference():
-                seen["reference"] = model.token_log_probabilities(for_reference, prompts=True)
-            seen["tokens"] = (batch.segment > PADDING).float()
+            batch = BaseRewardModel.batch(model, [encoded[i] for i in chunk])  # without the sums that are found here
+            seen = {
+                "policy": model.token_log_probabilities(batch, prompts=True),
+                "reference": model.reference_token_log_probabilities(batch, prompts=True),
+                "tokens": (batch.segment > PADDING).float(),
+            }
             seen["tokens"][:, 0] = 0.0
             for name, tokens in seen.items():
-                sums = (batch.completion_masks() * tokens[:, None]).sum(-1)[batch.row, batch.slot - 1]  # (B, K)
+                sums = _of_completions(tokens, batch)
                 found[name][chunk, : sums.shape[1]] = sums.masked_fill(batch.ranks < 0, 0.0).cpu()
                 found[f"prompt_{name}"][chunk] = ((batch.segment == PROMPT) * tokens).sum(1)[batch.row[:, 0]].cpu()
     return LogProbabilities(**found)
+
+
+def _of_completions(tokens: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """[N, T], one number a token → [B, K], the sum over each completion's."""
+    return (batch.completion_masks() * tokens[:, None]).sum(-1)[batch.row, batch.slot - 1]

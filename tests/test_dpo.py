@@ -271,19 +271,13 @@ def test_fit_trains_the_policy_away_from_its_reference(tiny, trainable):
 
 def test_the_reference_is_asked_once_for_every_completion(tiny, monkeypatch):
     model = ImplicitRewardModel(tiny, trainable="last:1")
-    asked = []
-    plain = model.log_probabilities
+    asked, plain = [], model.reference_token_log_probabilities
 
     def counted(batch):
-        if not torch.is_grad_enabled() and "as_reference" in where:
-            asked.append(int((batch.ranks >= 0).sum()))
+        asked.append(int((batch.ranks >= 0).sum()))
         return plain(batch)
 
-    where, exchange = [], model._exchange
-    monkeypatch.setattr(
-        model, "_exchange", lambda: (where.pop() if where else where.append("as_reference"), exchange())
-    )
-    monkeypatch.setattr(model, "log_probabilities", counted)
+    monkeypatch.setattr(model, "reference_token_log_probabilities", counted)
     fit(model, PAIRS[:8], PAIRS[400:404], replace(CONFIG, max_steps=4, eval_every=1))
     assert sum(asked) == 2 * (8 + 4) == len(model.reference_sums)
 
@@ -490,6 +484,16 @@ def test_reward_grows_token_by_token_to_the_reward(policy):
     shorter = policy.token_rewards("What is tea?", "A drink")
     assert shorter[0] == pytest.approx(grown[0])
     assert len(grown) > len(shorter) > 2
+
+
+def test_token_log_ratios_are_found_in_any_layout(policy):
+    """Which tokens carry a reward: the same where answers share a row with their prompt, and adding up to it."""
+    encoded = policy.encode([AWKWARD[2]])
+    for per_row in (1, 16):
+        batch = collate(encoded, policy.tokenizer.pad_token_id, per_row)
+        ratios = policy.token_log_ratios(batch)
+        sums = (batch.completion_masks() * ratios[:, None]).sum(-1)[batch.row, batch.slot - 1]
+        torch.testing.assert_close(policy.beta * sums, policy.rewards(encoded), rtol=1e-4, atol=1e-5)
 
 
 def test_it_generates_as_policy_and_as_reference(policy, tiny_folder):
