@@ -200,13 +200,6 @@ class ImplicitRewardModel(BaseRewardModel):
             self.train(training)
 
     @torch.no_grad()
-    def restart(self) -> None:
-        """Make the model what its reference is, for another run."""
-        for name, parameter in self.named_parameters():
-            if name in self._others:
-                parameter.copy_(self._others[name])
-
-    @torch.no_grad()
     def generate(self, prompt: str, max_new_tokens: int = 64, **options) -> str:
         """What the model answers, greedily unless `options` of transformers' `generate` say otherwise."""
         (encoded,) = self.encode([Preference(prompt, ("?", "?"), (0, 0))])

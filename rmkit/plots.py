@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 # Okabe and Ito's palette, told apart by people who see red and green alike.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7F7F7F"
@@ -142,6 +144,29 @@ def draw_cumulative(axes: Axes, differences: dict[str, np.ndarray], title: str) 
     axes.axvline(0, color=GREY, linestyle=":")
     style(axes, title, "reward of the better one − the other", "share of pairs below")
     _legend_below(axes)
+
+
+def draw_tokens(
+    axes: Axes, tokens: Sequence[str], values: Sequence[float], title: str, most: float | None = None
+) -> None:
+    """Tokens in a row, each on its value's colour (blue above 0, orange below, white at 0) and over its value in figures.
+
+    most: the value of the full colour; the largest of `values` unless given.
+    """
+    most = most or max(map(abs, values)) or 1.0
+    colours = LinearSegmentedColormap.from_list("values", [ORANGE, "white", BLUE])
+    widths = np.array([max(len(token), 4) + 1.2 for token in map(repr, tokens)], dtype=float)
+    starts = np.cumsum(widths) - widths
+    for token, value, start, width in zip(tokens, values, starts, widths, strict=True):
+        colour = colours(0.5 + np.clip(value / most, -1, 1) / 2)
+        axes.add_patch(Rectangle((start, 0), width, 1, facecolor=colour, edgecolor="white", linewidth=1.5))
+        ink = "white" if abs(value) > 0.75 * most and value > 0 else "black"
+        text = repr(token)[1:-1].replace("$", r"\$")
+        axes.text(start + width / 2, 0.62, text, ha="center", va="center", fontsize=7, family="monospace", color=ink)
+        axes.text(start + width / 2, 0.25, f"{value:+.1f}", ha="center", va="center", fontsize=7, color=ink)
+    axes.set(xlim=(0, max(widths.sum(), 90)), ylim=(0, 1))
+    axes.set_title(title, loc="left", fontsize=9)
+    axes.axis("off")
 
 
 def _legend_below(axes: Axes) -> None:

@@ -102,9 +102,17 @@ def solution(name: str) -> None:
 def lessons() -> dict[str, ModuleType]:
     """The files with exercises and a quiz, by the number of their lesson."""
     # here, because they import Exercise from this file
-    from rmkit.exercises import architecture, losses, overfitting, start, ties, training
+    from rmkit.exercises import architecture, implicit, losses, overfitting, start, ties, training
 
-    return {"00": start, "01": architecture, "02": losses, "03": training, "04": ties, "05": overfitting}
+    return {
+        "00": start,
+        "01": architecture,
+        "02": losses,
+        "03": training,
+        "04": ties,
+        "05": overfitting,
+        "06": implicit,
+    }
 
 
 def find(name: str) -> Exercise:

@@ -5,8 +5,8 @@ python -m tests.benchmarks.implicit   # writes data/implicit.json; an hour and a
 Both models train the last two layers and the final norm by `fit`, with the same pairs in the same order, the same rate and
 the same number of steps: one with a head on top, one as a language model whose head is frozen (DPO). On json_vs_text a
 seed draws the order, and the explicit model's head; on graded_answers also which prompts are trained on. There, a
-preference is the true order of a prompt's four answers, and a loss the mean over its pairs that differ; no prompt of
-`advice` is trained on. What is kept is what the models give to unseen answers: rewards of the explicit ones, and of the others
+preference is the order of a prompt's four answers to someone who does not check whether they are correct (the annotators of
+notebook 05, without noise), and a loss the mean over its pairs that differ; no prompt of `advice` is trained on. What is kept is what the models give to unseen answers: rewards of the explicit ones, and of the others
 all that an implicit reward can be made of (`LogProbabilities`).
 """
 
@@ -32,7 +32,7 @@ from rmkit import (
     log_probabilities,
     split_preferences,
 )
-from rmkit.graded import SPILLOVER
+from rmkit.graded import SPILLOVER, ignoring
 from rmkit.metrics import grouped_folds
 from rmkit.preferences import DATA
 from tests.benchmarks.overfitting import data_hash
@@ -45,7 +45,8 @@ CONFIGS = {  # an epoch of 400 pairs, and four of 96 prompts with six pairs each
     "json_vs_text": TrainConfig(RATE, epochs=1, eval_every=25, patience=None),
     "graded_answers": TrainConfig(RATE, epochs=4, micro_batch_size=2, patience=None),
 }
-MODELS = ("explicit", "β = 0.1", "β = 0.03", "β = 0.3", "β = 0.1, reference-free")
+MODELS = ("explicit", "β = 0.1")
+OTHERS = ("β = 0.03", "β = 0.3")  # on graded_answers alone
 
 
 def json_parts() -> tuple[list[Preference], dict[str, list[Preference]]]:
@@ -57,7 +58,8 @@ def json_parts() -> tuple[list[Preference], dict[str, list[Preference]]]:
 
 def graded_parts(seed: int) -> tuple[list[Preference], dict[str, list[Preference]]]:
     """Rankings of four: three fifths to train on, a fifth to choose by, a fifth held out; and the spillover domain."""
-    everything = [prompt.preference for prompt in load_graded_answers()]
+    rankings = [prompt.preference for prompt in ignoring(load_graded_answers(), "correct")]
+    everything = [ranking for ranking in rankings if not ranking.is_tie]
     inside = [p for p in everything if p.domain != SPILLOVER]
     folds = [held for _, held in grouped_folds(inside, 5, seed=seed)]
     train, validation, held_out = (
@@ -75,10 +77,7 @@ def untrained(name: str, seed: int) -> RewardModel | ImplicitRewardModel:
     torch.manual_seed(seed)  # of the explicit model's head
     if name == "explicit":
         return RewardModel(load_backbone(BACKBONE), trainable="last:2")
-    beta = float(name.removeprefix("β = ").partition(",")[0])
-    return ImplicitRewardModel(
-        load_backbone(BACKBONE), beta, trainable="last:2", reference_free=name.endswith("reference-free")
-    )
+    return ImplicitRewardModel(load_backbone(BACKBONE), float(name.removeprefix("β = ")), trainable="last:2")
 
 
 def run(data: str, name: str, seed: int) -> dict:
@@ -122,6 +121,7 @@ def missing(known: list[dict]) -> list[tuple[str, str, int]]:
     """The runs that the file does not have yet."""
     done = {(run["data"], run["model"], run["seed"]) for run in known}
     wanted = [(data, name, seed) for name in MODELS for data in CONFIGS for seed in range(SEEDS)]
+    wanted += [("graded_answers", name, seed) for name in OTHERS for seed in range(SEEDS)]
     return [one for one in wanted if one not in done]
 
 
