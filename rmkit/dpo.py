@@ -104,10 +104,12 @@ class ImplicitRewardModel(BaseRewardModel):
     ):
         super().__init__(
             backbone, beta=beta, trainable=trainable, reference_free=reference_free, max_length=max_length,
-            **({"reference": [reference.name, reference.revision]} if reference else {}),
+            **({"reference": [reference.name, reference.revision]} if isinstance(reference, Backbone) else {}),
         )  # fmt: skip
         if isinstance(beta, bool) or not isinstance(beta, (int, float)) or not 0 < beta < float("inf"):
             raise ValueError(f"beta is a number more than 0, such as 0.1: got {beta!r}")
+        if reference is not None and not isinstance(reference, Backbone):
+            raise TypeError(f"reference is what load_backbone() gives, or None: got {type(reference).__name__}")
         if trainable == "head":
             raise ValueError("with trainable='head' nothing would train: an implicit reward has no head. Take 'last:1'")
         if backbone.model.get_output_embeddings() is None:
@@ -223,8 +225,10 @@ class ImplicitRewardModel(BaseRewardModel):
         The folder appears whole or not at all. Raises FileExistsError for one that is there already.
         """
         folder = Path(folder)
-        if folder.exists():
-            raise FileExistsError(f"{folder} exists: give a folder that does not")
+        if taken := next(
+            (path for path in (folder, *folder.parents) if path.is_file() or path == folder and path.exists()), None
+        ):
+            raise FileExistsError(f"{taken} exists: give a folder that does not")
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as work:
             new = Path(work) / "new"
@@ -289,7 +293,16 @@ class LogProbabilities:
 def log_probabilities(
     model: ImplicitRewardModel, preferences: Sequence[Preference], batch_size: int = 8
 ) -> LogProbabilities:
-    """Of every completion, in the order of the preferences, and of every prompt. Raises PreferenceError as `encode` does."""
+    """Of every completion, in the order of the preferences, and of every prompt.
+
+    Raises TypeError for a model without log-probabilities, ValueError without preferences, PreferenceError as `encode` does.
+    """
+    if not isinstance(model, ImplicitRewardModel):
+        raise TypeError(f"log_probabilities wants an ImplicitRewardModel: a {type(model).__name__} has none to give")
+    if not preferences:
+        raise ValueError("log_probabilities wants at least one preference, and got none")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size is a whole number from 1 up: got {batch_size!r}")
     encoded = model.encode(preferences)
     most = max(len(e.completions) for e in encoded)
     found = {name: torch.zeros(len(encoded), most) for name in ("policy", "reference", "tokens")}

@@ -13,7 +13,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from operator import attrgetter
@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 
 import rmkit
 from rmkit import (
+    ImplicitRewardModel,
     Preference,
     RewardModel,
     TrainConfig,
@@ -85,6 +86,9 @@ class Desk:
 
     def model(self, **settings):
         return RewardModel(self.backbone, **{"trainable": "head", **settings})
+
+    def implicit(self, backbone=None, **settings):
+        return ImplicitRewardModel(backbone or self.backbone, **{"trainable": "last:1", **settings})
 
     def changed(self, change=lambda folder: None, file="config.json", **values):
         """A copy of the backbone's folder, with other values in a JSON file, or otherwise changed, and loaded."""
@@ -337,6 +341,21 @@ CASES = [
         ("score with messages for the prompt", lambda d: d.model().score([said("user", "Tea?")], ["Yes."]), "prompt", "'Tea?'"),
         ("score with a number among the texts", lambda d: d.model().score("Tea?", ["Yes.", 3]), "completions", "3"),
         ("rewards with batch_size=-1", lambda d: d.model().rewards(PAIRS, -1), "batch_size", "-1"),
+    ),
+    *area("Implicit rewards",
+        ("trainable='head'", lambda d: d.implicit(trainable="head"), "'head'", "last:1"),
+        ("beta=0", lambda d: d.implicit(beta=0), "beta", "got 0"),
+        ("beta='0.1'", lambda d: d.implicit(beta="0.1"), "beta", "'0.1'"),
+        ("A body without its language-model head", lambda d: d.implicit(replace(d.backbone, model=d.backbone.model.base_model)), "language-model head"),
+        ("The folder of the reference for the reference", lambda d: d.implicit(reference="reference"), "load_backbone()", "str"),
+        ("The policy's own backbone as its reference", lambda d: d.implicit(reference=d.backbone), "loaded by itself", "is not"),
+        ("A batch that does not say what the reference thinks", lambda d: (m := d.implicit())(m.collate(m.encode(PAIRS))), "model.batch"),
+        ("Log-probabilities of an explicit model", lambda d: rmkit.log_probabilities(d.model(), PAIRS), "ImplicitRewardModel", "RewardModel"),
+        ("Log-probabilities of nothing", lambda d: rmkit.log_probabilities(d.implicit(), []), "none"),
+        ("A tie for DPO without a loss for it", lambda d: d.fit(train=[TIE], model=d.implicit()), "tie_as_half"),
+        ("A checkpoint of another beta", lambda d: [d.fit(model=d.implicit(beta=b), checkpoint=d.folder / "run") for b in (0.1, 0.2)], "beta: 0.1 there, 0.2 now"),
+        ("Saving a policy where something is", lambda d: d.implicit().save(d.folder), "<folder> exists"),
+        ("Saving a policy below a file", lambda d: d.implicit().save(file_at(d, "thesis") / "policy"), "<folder>/thesis exists"),
     ),
     *area("Saving and loading",
         ("Saving to a folder of something else", lambda d: d.model().save(file_at(d, "chapter").parent), "<folder>", "give another folder"),

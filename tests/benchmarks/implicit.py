@@ -1,6 +1,6 @@
 """What notebook 06 compares and cannot train in its minutes: explicit and implicit rewards on the same pairs, seed by seed.
 
-python -m tests.benchmarks.implicit   # writes data/implicit.json; an hour and a half of two slow cores; goes on where it stopped
+python -m tests.benchmarks.implicit   # writes data/implicit.json; an hour of two slow cores; goes on where it stopped
 
 Both models train the last two layers and the final norm by `fit`, with the same pairs in the same order, the same rate and
 the same number of steps: one with a head on top, one as a language model whose head is frozen (DPO). On json_vs_text a
@@ -41,9 +41,9 @@ FILE = DATA / "implicit.json"
 BACKBONE = "smollm2-135m"
 SEEDS = 3
 RATE = 1e-4
-CONFIGS = {  # an epoch of 400 pairs, and four of 96 prompts with six pairs each
+CONFIGS = {  # an epoch of 400 pairs, and three of the rankings of some 90 prompts
     "json_vs_text": TrainConfig(RATE, epochs=1, eval_every=25, patience=None),
-    "graded_answers": TrainConfig(RATE, epochs=4, micro_batch_size=2, patience=None),
+    "graded_answers": TrainConfig(RATE, epochs=3, micro_batch_size=2, patience=None),
 }
 MODELS = ("explicit", "β = 0.1")
 OTHERS = ("β = 0.03", "β = 0.3")  # on graded_answers alone
