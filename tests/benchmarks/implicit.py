@@ -121,7 +121,7 @@ def missing(known: list[dict]) -> list[tuple[str, str, int]]:
     """The runs that the file does not have yet."""
     done = {(run["data"], run["model"], run["seed"]) for run in known}
     wanted = [(data, name, seed) for name in MODELS for data in CONFIGS for seed in range(SEEDS)]
-    wanted += [("graded_answers", name, seed) for name in OTHERS for seed in range(SEEDS)]
+    wanted += [("graded_answers", name, seed) for seed in range(SEEDS) for name in OTHERS]
     return [one for one in wanted if one not in done]
 
 
