@@ -28,8 +28,8 @@ class BaseRewardModel(nn.Module):
     """A backbone's body and a way to read rewards off it: `model(batch)` gives rewards [B, K] in fp32.
 
     RewardModel reads them with a head (notebook 01), ImplicitRewardModel off the language model's probabilities (06);
-    each has `forward(batch)` and, for rows of one completion, `rewards_by_token(batch)` [N, T]. Whatever takes a reward
-    model takes either.
+    each has `forward(batch)` and, for rows of one completion, `rewards_by_token(batch)` [N, T]. Whatever scores
+    or trains a reward model takes either; what looks at its head (`features`, `save`) does not.
 
     settings: `trainable`, `max_length` and whatever else makes the model; a checkpoint goes on with no other.
     Raises TypeError for what is no backbone; ValueError for a max_length beyond it, or one that has adapters already.
@@ -54,6 +54,10 @@ class BaseRewardModel(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.body.device
+
+    def identity(self) -> dict:
+        """What makes this model, beside settings, backbone and frozen weights: a checkpoint goes on with no other."""
+        return {}
 
     def hidden_states(self, batch: Batch) -> torch.Tensor:
         """What the body gives for every token, [N, T, H], in the precision that it computes in.

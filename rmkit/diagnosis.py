@@ -71,7 +71,8 @@ def diagnose(
     """
     if not preferences:
         raise ValueError("diagnose wants at least one preference, and got none")
-    modes, autocast = [(module, module.training) for module in model.modules()], model.autocast
+    modes = [(module, module.training) for module in model.modules()]
+    autocast, trunk = model.autocast, model.trunk
     try:
         model.eval()
         with warnings.catch_warnings():
@@ -79,6 +80,7 @@ def diagnose(
             encoded, held_out = model.encode(preferences), model.encode(validation, "validation preference")
         seen = _Scored.by(model, _drawn(preferences), _drawn(encoded))
         judged = _Scored.by(model, _drawn(validation), _drawn(held_out)) if validation else seen
+        model.trunk = None  # which would give what was computed before
         model.autocast = None  # in bf16, padding alone moves a reward of SmolLM2 by 0.07
         findings = {
             "batch": _batch(model, seen),
@@ -94,7 +96,7 @@ def diagnose(
             "accuracy": _accuracy(judged, "validation" if validation else "given"),
         }
     finally:
-        model.autocast = autocast
+        model.autocast, model.trunk = autocast, trunk
         for module, training in modes:
             module.training = training
     rows = [(check, found, seen, REMEDIES[check] if found else "") for check, (found, seen) in findings.items()]

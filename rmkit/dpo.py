@@ -13,16 +13,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from rmkit.backbones import Backbone
 from rmkit.base import BaseRewardModel, merged_weights, set_trainable
 from rmkit.batching import PADDING, PROMPT, Batch, Encoded
+from rmkit.checkpoints import fingerprint
 from rmkit.losses import label_smoothed
 from rmkit.preferences import Preference
-from rmkit.trunk import computed_once
+from rmkit.trunk import UNIMPORTANT, computed_once
 
 CHUNK = 128  # tokens whose logits are in memory at a time: 25 MB of SmolLM2's 49,152
 
@@ -32,14 +35,16 @@ def next_token_log_probabilities(
 ) -> torch.Tensor:
     """log softmax(W h)[target] → [M] fp32, nats; hidden [M, H], targets [M], weight W [V, H] of the language-model head.
 
-    No more than `chunk` · V logits exist at a time. Where W is frozen, the slope in h is taken while they are there; where
-    it trains, they are made anew on the way back. Kept whole, they would be more than all else that a step of DPO keeps.
+    No more than two or three arrays of `chunk` · V exist at a time, and none is kept for the way back: where W is frozen, the
+    slope in h is taken while the logits are there; where it trains, they are made anew. Kept whole, they would be more than
+    all else that a step of DPO keeps.
     """
-    parts = zip(hidden.float().split(chunk), targets.split(chunk), strict=True)
+    hidden, weight = hidden.float(), weight.float()
+    parts = zip(hidden.split(chunk), targets.split(chunk), strict=True)
     with torch.autocast(hidden.device.type, enabled=False):  # bf16 logits around 20 are 0.125 apart
         if not weight.requires_grad:
-            return torch.cat([_WithSlope.apply(h, t, weight.float()) for h, t in parts])
-        return torch.cat([checkpoint(_log_probabilities, h, t, weight.float(), use_reentrant=False) for h, t in parts])
+            return torch.cat([_WithSlope.apply(h, t, weight) for h, t in parts])
+        return torch.cat([checkpoint(_log_probabilities, h, t, weight, use_reentrant=False) for h, t in parts])
 
 
 def _log_probabilities(hidden: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -58,6 +63,7 @@ class _WithSlope(torch.autograd.Function):
         return found
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (slope,) = ctx.saved_tensors
         return upstream[:, None] * slope, None, None
@@ -72,6 +78,8 @@ def dpo_loss(
     `rmkit.losses`; flips: ε, the share of judgements that are turned around. Rafailov et al., arXiv:2305.18290, eq. 7;
     with ε, Mitchell 2023. Raises ValueError for other shapes, and for ties.
     """
+    if policy.shape != reference.shape:  # which torch might broadcast
+        raise ValueError(f"policy and reference are both [B, K]: got {list(policy.shape)} and {list(reference.shape)}")
     return label_smoothed(beta * (policy - reference), ranks, flips)
 
 
@@ -80,14 +88,14 @@ class ImplicitRewardModel(BaseRewardModel):
 
     The sum is over the completion's tokens, its end of turn among them, and never over the prompt's. It is the reward that π
     is best for, up to β log Z(x), which the prompt alone decides (arXiv:2305.18290, eq. 5): rewards of one prompt may be
-    compared, of different prompts not. Untrained, π is π_ref and every reward is 0.
+    compared, of different prompts not. Untrained, π is π_ref and every reward is 0, up to rounding.
 
     backbone: from `load_backbone()`, with its language-model head. What trains, trains there.
     beta: nats of reward for each nat of log-ratio, more than 0; 0.1 … 0.5 are usual.
     trainable: as of RewardModel, where something of the body has to train. The language-model head and the embedding train
         with `"all"` alone.
     reference: another backbone of the same shape, to compare with; None: this one as it is now. A policy that was trained
-        elsewhere is read with the model that it was trained from.
+        elsewhere is read with the model that it was trained from. It is used, not copied: leave it as it is.
     reference_free: r = β log π(y | x), where the reference is left out.
     max_length: as of RewardModel.
     Raises ValueError for a setting that does not exist, for a backbone without a language-model head, for another shape.
@@ -104,8 +112,9 @@ class ImplicitRewardModel(BaseRewardModel):
     ):
         super().__init__(
             backbone, beta=beta, trainable=trainable, reference_free=reference_free, max_length=max_length,
-            **({"reference": [reference.name, reference.revision]} if isinstance(reference, Backbone) else {}),
         )  # fmt: skip
+        if isinstance(beta, np.generic):  # of a sweep
+            beta = self.settings["beta"] = beta.item()
         if isinstance(beta, bool) or not isinstance(beta, (int, float)) or not 0 < beta < float("inf"):
             raise ValueError(f"beta is a number more than 0, such as 0.1: got {beta!r}")
         if reference is not None and not isinstance(reference, Backbone):
@@ -115,15 +124,18 @@ class ImplicitRewardModel(BaseRewardModel):
         if backbone.model.get_output_embeddings() is None:
             raise ValueError(f"{backbone.name} has no language-model head, so it gives no probabilities to read")
         self.language_model = backbone.model
+        if reference is not None:
+            _require_same_shape(reference, backbone)
         backbone.model.requires_grad_(trainable == "all")
         set_trainable(self.body, trainable)
         # the weights of the reference that differ from the model's, or will, once it trains
         self._others = {name: p.detach().clone() for name, p in self.named_parameters() if p.requires_grad}
         if reference is not None:
             self._others |= self._weights_of(reference)
-        self._shares_trunk = reference is None
-        # log π_ref by the tokens of prompt and completion, computed once; two models with one reference may share it
-        self.reference_sums: dict[tuple[tuple[int, ...], tuple[int, ...]], float] = {}
+        self._shares_trunk, self._is_reference = reference is None, False
+        # log π_ref by precision and the tokens of prompt and completion, computed once and kept until it is emptied; two
+        # models with one reference may share it
+        self.reference_sums: dict[tuple[str, tuple[int, ...], tuple[int, ...]], float] = {}
 
     @property
     def beta(self) -> float:
@@ -145,11 +157,12 @@ class ImplicitRewardModel(BaseRewardModel):
         batch = super().batch(encoded)
         if self.settings["reference_free"]:
             return batch
-        texts = [[(e.prompt, completion) for completion in e.completions] for e in encoded]
+        texts = [[(str(self.autocast), e.prompt, completion) for completion in e.completions] for e in encoded]
         if any(text not in self.reference_sums for some in texts for text in some):
-            sums = _of_completions(self.reference_token_log_probabilities(batch), batch).double()
+            sums = _of_completions(self.reference_token_log_probabilities(batch), batch)
             for some, found in zip(texts, sums.tolist(), strict=True):
-                self.reference_sums.update(zip(some, found, strict=False))  # found has K, also of one with fewer
+                for text, value in zip(some, found, strict=False):  # found has K, also of one with fewer
+                    self.reference_sums.setdefault(text, value)
         reference = torch.zeros(batch.ranks.shape)
         for b, some in enumerate(texts):
             reference[b, : len(some)] = torch.tensor([self.reference_sums[text] for text in some])
@@ -191,20 +204,28 @@ class ImplicitRewardModel(BaseRewardModel):
     @contextlib.contextmanager
     def as_reference(self) -> Iterator[None]:
         """Within it the model is its own reference: its weights are the reference's, without dropout and without gradients."""
-        training = self.training
-        self.eval()
-        self._exchange()
+        if self._is_reference:  # one within another
+            with torch.no_grad():
+                yield
+            return
+        training, trunk = self.training, self.trunk
         try:
+            self._exchange()
+            self.eval()
+            if not self._shares_trunk:
+                self.trunk = None  # it keeps what the policy's layers gave
             with torch.no_grad():
                 yield
         finally:
-            self._exchange()
+            if self._is_reference:
+                self._exchange()
+            self.trunk = trunk
             self.train(training)
 
     @torch.no_grad()
     def generate(self, prompt: str, max_new_tokens: int = 64, **options) -> str:
         """What the model answers, greedily unless `options` of transformers' `generate` say otherwise."""
-        (encoded,) = self.encode([Preference(prompt, ("?", "?"), (0, 0))])
+        (encoded,) = self.encode([Preference(prompt, ("?", "?"), (0, 0))], "prompt")
         ids = torch.tensor([encoded.prompt], device=self.device)
         options = {"do_sample": False, "max_new_tokens": max_new_tokens} | options
         training = self.training
@@ -213,7 +234,7 @@ class ImplicitRewardModel(BaseRewardModel):
             with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
                 answer = self.language_model.generate(
                     ids, attention_mask=torch.ones_like(ids), pad_token_id=self.tokenizer.pad_token_id,
-                    eos_token_id=self.tokenizer.eos_token_id, **options,
+                    eos_token_id=[encoded.completions[0][-1], self.tokenizer.eos_token_id], **options,
                 )  # fmt: skip
         finally:
             self.train(training)
@@ -233,28 +254,47 @@ class ImplicitRewardModel(BaseRewardModel):
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as work:
             new = Path(work) / "new"
             self.language_model.save_pretrained(new, state_dict=merged_weights(self.language_model))
+            for path in new.glob("*.safetensors"):  # which nobody else might read
+                path.chmod((new / "config.json").stat().st_mode)
             self.tokenizer.save_pretrained(new)
             os.replace(new, folder)
         return folder
 
+    def identity(self) -> dict:
+        """The kind of model, and the weights that it is compared with: a checkpoint goes on with no others."""
+        return {"model": type(self).__qualname__, "reference weights": fingerprint(self._others)}
+
     def _weights_of(self, reference: Backbone) -> dict[str, torch.Tensor]:
-        """By the names that they have here. Raises ValueError for another shape, or for this very model, which will change."""
+        """By the names that they have here, where LoRA may have changed them."""
         ours = {name.replace(".base_layer.", "."): p for name, p in self.language_model.named_parameters()}
-        theirs = dict(reference.model.named_parameters())
-        if any(theirs[name] is ours.get(name) for name in theirs) or {name: p.shape for name, p in theirs.items()} != {
-            name: p.shape for name, p in ours.items() if ".lora_" not in name
-        }:
-            raise ValueError(
-                f"reference is another backbone of the same shape, loaded by itself: {reference.name} is not"
-            )
         here = {id(p): name for name, p in self.named_parameters()}
-        return {here[id(ours[name])]: p.detach() for name, p in theirs.items()}
+        return {here[id(ours[name])]: p.detach() for name, p in reference.model.named_parameters()}
 
     def _exchange(self) -> None:
         """Of the weights in which they differ, give the model the reference's, and keep the model's; or the other way."""
-        for name, parameter in self.named_parameters():
-            if name in self._others:
-                parameter.data, self._others[name] = self._others[name].to(parameter.device), parameter.data
+        own = {name: p for name, p in self.named_parameters() if name in self._others}
+        others = {name: self._others[name].to(p.device) for name, p in own.items()}  # all, before any is exchanged
+        for name, parameter in own.items():
+            parameter.data, self._others[name] = others[name], parameter.data
+        self._is_reference = not self._is_reference
+
+
+def _require_same_shape(reference: Backbone, backbone: Backbone) -> None:
+    """Raise ValueError for a model of another shape or vocabulary, or for this very one, which will change."""
+    theirs, ours = (dict(one.model.named_parameters()) for one in (reference, backbone))
+    shapes = [{name: p.shape for name, p in side.items()} for side in (theirs, ours)]
+    configs = [
+        {k: v for k, v in one.model.config.to_dict().items() if k not in UNIMPORTANT} for one in (reference, backbone)
+    ]
+    if (
+        shapes[0] != shapes[1]
+        or configs[0] != configs[1]
+        or reference.tokenizer.get_vocab() != backbone.tokenizer.get_vocab()
+        or any(theirs[name] is ours[name] for name in ours)
+    ):
+        raise ValueError(
+            f"reference is another backbone of the same shape and vocabulary, loaded by itself: {reference.name} is not"
+        )
 
 
 @dataclass(frozen=True)
@@ -273,11 +313,11 @@ class LogProbabilities:
     prompt_tokens: torch.Tensor
 
     def rewards(
-        self, beta: float = 0.1, average: bool = False, prompts: bool = False, reference_free: bool = False
+        self, beta: float = 1.0, average: bool = False, prompts: bool = False, reference_free: bool = False
     ) -> torch.Tensor:
         """β (log π − log π_ref) → [N, K], of the completions' tokens: the sum, which is DPO's implicit reward.
 
-        Three ways to get it wrong, or to mean something else: average: the mean over the tokens; prompts: the prompt's
+        beta: that of the model; 1 gives the log-ratios. Three ways to get it wrong, or to mean something else: average: the mean over the tokens; prompts: the prompt's
         tokens too; reference_free: without log π_ref.
         """
         compared = 0.0 if reference_free else 1.0
@@ -309,9 +349,9 @@ def log_probabilities(
     found |= {f"prompt_{name}": torch.zeros(len(encoded)) for name in found}
     order = sorted(range(len(encoded)), key=lambda i: encoded[i].length)
     training = model.training
-    model.eval()
     with computed_once(model, encoded), contextlib.ExitStack() as after:
         after.callback(model.train, training)
+        model.eval()
         for start in range(0, len(order), batch_size):
             chunk = order[start : start + batch_size]
             batch = BaseRewardModel.batch(model, [encoded[i] for i in chunk])  # without the sums that are found here

@@ -276,6 +276,7 @@ class Run:
         return {
             **config,
             **self.model.settings,
+            **self.model.identity(),
             "backbone": self.model.backbone_name,
             "revision": self.model.revision,
             "rewards when loaded": self.model.rewards_when_loaded,

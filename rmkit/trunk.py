@@ -221,6 +221,8 @@ def features(model: RewardModel, preferences: Sequence[Preference], batch_size: 
     Where the body is frozen (`trainable="head"`) the store keeps it. A linear head trained on these is the same model
     as `fit` trains, in milliseconds, and the differences of two completions are what Bradley–Terry regresses on.
     """
+    if not isinstance(model, RewardModel):
+        raise TypeError(f"features wants a RewardModel, whose head reads them: got {type(model).__name__}")
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size is a whole number from 1 up: got {batch_size!r}")
     encoded = model.encode(preferences)

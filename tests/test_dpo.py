@@ -12,10 +12,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from rmkit import (
     Backbone,
+    CheckpointError,
     ImplicitRewardModel,
     Playground,
     Preference,
-    RewardModel,
     TrainConfig,
     bradley_terry,
     collate,
@@ -27,7 +27,6 @@ from rmkit import (
     log_probabilities,
     report,
 )
-from rmkit import dpo as dpo_module
 from rmkit.dpo import dpo_loss, next_token_log_probabilities
 
 PAIRS = load_preferences("json_vs_text")
@@ -156,9 +155,16 @@ def test_logits_exist_a_chunk_at_a_time_and_nothing_else_changes(head_trains):
         return found.detach(), hidden.grad, weight.grad
 
     expected = run(lambda h, w: F.linear(h, w).log_softmax(-1).gather(1, TARGETS[:, None])[:, 0])
-    with Largest() as largest:
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    with Largest() as largest, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         found = run(lambda h, w: next_token_log_probabilities(h, TARGETS, w, chunk=32))
     assert largest.elements <= max(32 * 997, WEIGHT.numel())
+    assert sum(kept.values()) < 2 * (32 * 997)  # of ten chunks, none is kept
     for a, b in zip(found, expected, strict=True):
         if a is None:
             assert b is None and not head_trains
@@ -200,6 +206,11 @@ def test_loss_is_bradley_terry_on_implicit_rewards():
     torch.testing.assert_close(
         dpo_loss(POLICY, REFERENCE, RANKS, 0.3), bradley_terry(0.3 * (POLICY - REFERENCE), RANKS)
     )
+
+
+def test_loss_does_not_broadcast():
+    with pytest.raises(ValueError, match=r"both \[B, K\]"):
+        dpo_loss(POLICY, REFERENCE[:, :1], RANKS)
 
 
 def test_loss_of_the_model_is_that_of_its_log_probabilities(policy):
@@ -335,7 +346,7 @@ def test_another_beta_is_another_run(tiny_folder, tmp_path):
         CONFIG,
         checkpoint=tmp_path,
     )
-    with pytest.raises(Exception, match=r"beta: 0\.1 there, 0\.2 now"):
+    with pytest.raises(CheckpointError, match=r"beta: 0\.1 there, 0\.2 now"):
         fit(ImplicitRewardModel(load_backbone(str(tiny_folder)), 0.2), PAIRS[:8], PAIRS[400:404], CONFIG, checkpoint=tmp_path)  # fmt: skip
 
 
@@ -370,6 +381,52 @@ def test_as_reference_gives_everything_back(policy):
         fail()
     assert policy.training
     assert all(torch.equal(p, weights[name]) for name, p in policy.named_parameters())
+
+
+def test_within_as_reference_every_reward_is_nought_and_nothing_is_kept_that_is_wrong(policy):
+    """However deep: whatever asks for the reference asks within, too."""
+    expected = policy.rewards(PAIRS[:4])
+    policy.reference_sums.clear()
+    with policy.as_reference():
+        assert (policy.rewards(PAIRS[:4]).abs() < 1e-5).all()
+        with policy.as_reference():
+            found = log_probabilities(policy, PAIRS[:4])
+        torch.testing.assert_close(found.policy, found.reference, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(policy.rewards(PAIRS[:4]), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_separate_reference_never_reads_the_policys_frozen_layers(tiny_folder, tmp_path):
+    """Its own layers differ, and what they give is not kept as the policy's."""
+    trained = moved(ImplicitRewardModel(load_backbone(str(tiny_folder)), trainable="all"))
+    read = ImplicitRewardModel(
+        load_backbone(str(trained.save(tmp_path / "policy"))),
+        trainable="last:1",
+        reference=load_backbone(str(tiny_folder)),
+    )
+    encoded = read.encode(PAIRS[:4])
+    expected = read.rewards(encoded)
+    assert expected.abs().min() > 1e-3
+    with computed_once(read, encoded):
+        with read.as_reference():
+            assert (read.rewards(encoded).abs() < 1e-5).all()
+        torch.testing.assert_close(read.rewards(encoded), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_goes_on_with_no_other_reference(tiny_folder, tmp_path):
+    """A backbone that was half trained when the model was made anew is another reference."""
+    backbone = load_backbone(str(tiny_folder))
+    fit(ImplicitRewardModel(backbone), PAIRS[:8], PAIRS[400:404], CONFIG, checkpoint=tmp_path)
+    with pytest.raises(CheckpointError, match="reference weights"):
+        fit(ImplicitRewardModel(backbone), PAIRS[:8], PAIRS[400:404], CONFIG, checkpoint=tmp_path)
+
+
+def test_diagnose_in_half_precision_finds_no_padding_and_leaves_no_trace(tiny):
+    """What the reference said in bf16 is not compared with what the policy says in fp32."""
+    model = moved(ImplicitRewardModel(tiny, trainable="last:2"))
+    model.autocast = torch.bfloat16
+    before = model.rewards(PAIRS[:8])
+    assert not diagnose(model, PAIRS[:8]).found["batch"]
+    assert torch.equal(model.rewards(PAIRS[:8]), before)
 
 
 @pytest.mark.parametrize("trainable", ["last:2", "lora", "all"])
@@ -413,9 +470,9 @@ def test_settings_that_do_not_exist(tiny, settings, message):
 
 
 def test_what_cannot_be_a_reference_or_a_policy(tiny, smollm2):
-    with pytest.raises(ValueError, match="another backbone of the same shape"):
+    with pytest.raises(ValueError, match="another backbone of the same shape and vocabulary"):
         ImplicitRewardModel(tiny, reference=tiny)  # it would change with the policy, and every reward would be 0
-    with pytest.raises(ValueError, match="another backbone of the same shape"):
+    with pytest.raises(ValueError, match="another backbone of the same shape and vocabulary"):
         ImplicitRewardModel(tiny, reference=smollm2)
     with pytest.raises(ValueError, match="no language-model head"):
         ImplicitRewardModel(replace(tiny, model=tiny.model.base_model))
@@ -439,7 +496,7 @@ def test_log_probabilities_hold_all_that_a_reward_can_be_made_of(policy):
                 found = log_probabilities(policy, [*AWKWARD, *PAIRS[:5]], batch_size=3)
         else:
             found = log_probabilities(policy, [*AWKWARD, *PAIRS[:5]], batch_size=3)
-        torch.testing.assert_close(found.rewards(0.1), policy.rewards(encoded), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found.rewards(policy.beta), policy.rewards(encoded), rtol=1e-4, atol=1e-5)
         assert found.tokens.tolist() == [[*map(len, e.completions), *[0] * (5 - len(e.completions))] for e in encoded]
         assert found.prompt_tokens.tolist() == [len(e.prompt) - 1 for e in encoded]
         assert_same(found.policy, by_hand(policy.language_model, encoded))
@@ -514,15 +571,3 @@ def test_whatever_takes_a_reward_model_takes_it(policy):
     assert not found.found[["batch", "identical", "finite", "head"]].any()
     assert "no head" in found.seen["head"]
     assert "P(first preferred)" in Playground(policy, "Tea?", "Yes.", "No.").result.value
-
-
-def test_both_models_read_the_same_tokens(tiny_folder):
-    """A comparison of the two is one of their readings, not of their texts."""
-    explicit = RewardModel(load_backbone(str(tiny_folder)))
-    implicit = ImplicitRewardModel(load_backbone(str(tiny_folder)))
-    assert explicit.encode(PAIRS[:5]) == implicit.encode(PAIRS[:5])
-
-
-def test_chunk_is_smaller_than_a_step():
-    """Else nothing is saved in a step of 16 rows of 64 tokens."""
-    assert dpo_module.CHUNK * 4 <= 16 * 64

@@ -117,6 +117,11 @@ def read(stored: dict[str, list]) -> torch.Tensor | LogProbabilities:
     return tensors["rewards"] if "rewards" in tensors else LogProbabilities(**tensors)
 
 
+def settings() -> dict[str, dict]:
+    """What the runs were trained with, as JSON has it."""
+    return {data: asdict(config) for data, config in CONFIGS.items()}
+
+
 def missing(known: list[dict]) -> list[tuple[str, str, int]]:
     """The runs that the file does not have yet."""
     done = {(run["data"], run["model"], run["seed"]) for run in known}
@@ -127,9 +132,12 @@ def missing(known: list[dict]) -> list[tuple[str, str, int]]:
 
 def main() -> None:
     """Do what is missing, and write the file after every run."""
-    measured = {"backbone": BACKBONE, "graded_answers": data_hash(), "runs": []}
+    measured = {"backbone": BACKBONE, "graded_answers": data_hash(), "configs": settings(), "runs": []}
     if FILE.exists():
-        measured = json.loads(FILE.read_text())
+        known = json.loads(FILE.read_text())
+        if any(known[name] != measured[name] for name in measured if name != "runs"):
+            raise SystemExit(f"{FILE.name} is of other answers or settings: delete it to measure anew")
+        measured = known
     for one in missing(measured["runs"]):
         measured["runs"].append(run(*one))
         FILE.with_suffix(".new").write_text(json.dumps(measured) + "\n")
