@@ -353,7 +353,7 @@ CASES = [
         ("Log-probabilities of an explicit model", lambda d: rmkit.log_probabilities(d.model(), PAIRS), "ImplicitRewardModel", "RewardModel"),
         ("Log-probabilities of nothing", lambda d: rmkit.log_probabilities(d.implicit(), []), "none"),
         ("A tie for DPO without a loss for it", lambda d: d.fit(train=[TIE], model=d.implicit()), "tie_as_half"),
-        ("A checkpoint of another beta", lambda d: [d.fit(model=d.implicit(beta=b), checkpoint=d.folder / "run") for b in (0.1, 0.2)], "beta: 0.1 there, 0.2 now"),
+        ("A checkpoint of another beta", lambda d: [d.fit(model=d.implicit(load_backbone(str(d.tiny)), beta=b), checkpoint=d.folder / "run") for b in (0.1, 0.2)], "beta: 0.1 there, 0.2 now"),
         ("Saving a policy where something is", lambda d: d.implicit().save(d.folder), "<folder> exists"),
         ("Saving a policy below a file", lambda d: d.implicit().save(file_at(d, "thesis") / "policy"), "<folder>/thesis exists"),
     ),
