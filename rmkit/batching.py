@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -225,9 +226,40 @@ def sharing_pays(encoded: Sequence[Encoded]) -> bool:
     return cost(SHARED_ROW) <= 0.75 * cost(1)
 
 
+def micro_batches(encoded: Sequence[Encoded], tokens: int, sharing: bool = True, processes: int = 1) -> list[list[int]]:
+    """Indices, in micro-batches of like width that hold `tokens` tokens at most, padding counted; or a lone preference.
+
+    What shares rows (`sharing_pays`) comes apart from what does not. processes: the number of micro-batches is a
+    multiple of it, while there are preferences to split.
+    """
+    order = []
+    for i, e in enumerate(encoded):
+        per_row = SHARED_ROW if sharing and sharing_pays([e]) else 1
+        rows = _rows([e], per_row)
+        order.append((per_row, max(map(_width, rows)), len(rows), i))
+    micro, rows, before = [], 0, None
+    for per_row, width, more, i in sorted(order):
+        if per_row == before and (rows + more) * width <= tokens:  # in order, so that the last is the widest
+            micro[-1].append(i)
+            rows += more
+        else:
+            micro.append([i])
+            rows, before = more, per_row
+    while len(micro) % processes and len(largest := max(micro, key=len)) > 1:
+        at, half = micro.index(largest), len(largest) // 2
+        micro[at : at + 1] = [largest[:half], largest[half:]]
+    return micro
+
+
 def _rows(encoded: Sequence[Encoded], per_row: int) -> list[tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]]:
     """A prompt and up to `per_row` of its completions, for every row."""
-    return [(e.prompt, e.completions[i : i + per_row]) for e in encoded for i in range(0, len(e.completions), per_row)]
+    return [(e.prompt, part) for e in encoded for part in in_parts(e.completions, per_row)]
+
+
+def in_parts(completions: Sequence, most: int) -> list[Sequence]:
+    """As few parts as there can be of `most` at most, of like size."""
+    size = math.ceil(len(completions) / math.ceil(len(completions) / most))
+    return [completions[i : i + size] for i in range(0, len(completions), size)]
 
 
 def _width(row: tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]) -> int:

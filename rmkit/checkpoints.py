@@ -39,12 +39,15 @@ class Checkpoints:
     """The checkpoint of one run in one folder, `step-N`, replaced by the next one when that is safely on disk.
 
     run: what the run is made of (config, data, model …), as JSON values under names; a checkpoint goes on with no other.
-    Raises CheckpointError where the folder cannot be written to, or another process is writing to it.
+    writes: of several processes of one run, one writes; the others only read.
+    Raises CheckpointError where the folder cannot be written to, or another run is writing to it.
     """
 
-    def __init__(self, folder: str | Path, run: dict):
-        self.folder, self.run = Path(folder), json.loads(json.dumps(run))
+    def __init__(self, folder: str | Path, run: dict, writes: bool = True):
+        self.folder, self.run, self.writes = Path(folder), json.loads(json.dumps(run)), writes
         self._lock = filelock.FileLock(self.folder / ".lock")
+        if not writes:
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
@@ -128,7 +131,7 @@ class Checkpoints:
         return sorted(path for path in self.folder.glob("step-*") if STEP.fullmatch(path.name))
 
     def _forget_all_but_the_last(self) -> None:
-        for old in self._steps()[:-1]:
+        for old in self._steps()[:-1] if self.writes else ():
             shutil.rmtree(old, ignore_errors=True)
 
     @contextlib.contextmanager

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from rmkit.backbones import Backbone
-from rmkit.base import BaseRewardModel, merged_weights, set_trainable
+from rmkit.base import BaseRewardModel, evaluating, merged_weights, set_trainable
 from rmkit.batching import PADDING, PROMPT, Batch, Encoded
 from rmkit.checkpoints import fingerprint
 from rmkit.losses import label_smoothed
@@ -228,16 +228,12 @@ class ImplicitRewardModel(BaseRewardModel):
         (encoded,) = self.encode([Preference(prompt, ("?", "?"), (0, 0))], "prompt")
         ids = torch.tensor([encoded.prompt], device=self.device)
         options = {"do_sample": False, "max_new_tokens": max_new_tokens} | options
-        training = self.training
-        self.eval()
-        try:
-            with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-                answer = self.language_model.generate(
-                    ids, attention_mask=torch.ones_like(ids), pad_token_id=self.tokenizer.pad_token_id,
-                    eos_token_id=[encoded.completions[0][-1], self.tokenizer.eos_token_id], **options,
-                )  # fmt: skip
-        finally:
-            self.train(training)
+        precision = torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
+        with evaluating(self), precision:
+            answer = self.language_model.generate(
+                ids, attention_mask=torch.ones_like(ids), pad_token_id=self.tokenizer.pad_token_id,
+                eos_token_id=[encoded.completions[0][-1], self.tokenizer.eos_token_id], **options,
+            )  # fmt: skip
         return self.tokenizer.decode(answer[0, ids.shape[1] :], skip_special_tokens=True)
 
     def save(self, folder: str | Path) -> Path:
@@ -331,9 +327,9 @@ class LogProbabilities:
 
 @torch.no_grad()
 def log_probabilities(
-    model: ImplicitRewardModel, preferences: Sequence[Preference], batch_size: int = 8
+    model: ImplicitRewardModel, preferences: Sequence[Preference], micro_batch_tokens: int | None = None
 ) -> LogProbabilities:
-    """Of every completion, in the order of the preferences, and of every prompt.
+    """Of every completion, in the order of the preferences, and of every prompt; micro_batch_tokens as in `micro_batches`.
 
     Raises TypeError for a model without log-probabilities, ValueError without preferences, PreferenceError as `encode` does.
     """
@@ -341,19 +337,12 @@ def log_probabilities(
         raise TypeError(f"log_probabilities wants an ImplicitRewardModel: a {type(model).__name__} has none to give")
     if not preferences:
         raise ValueError("log_probabilities wants at least one preference, and got none")
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size is a whole number from 1 up: got {batch_size!r}")
     encoded = model.encode(preferences)
     most = max(len(e.completions) for e in encoded)
     found = {name: torch.zeros(len(encoded), most) for name in ("policy", "reference", "tokens")}
     found |= {f"prompt_{name}": torch.zeros(len(encoded)) for name in found}
-    order = sorted(range(len(encoded)), key=lambda i: encoded[i].length)
-    training = model.training
-    with computed_once(model, encoded), contextlib.ExitStack() as after:
-        after.callback(model.train, training)
-        model.eval()
-        for start in range(0, len(order), batch_size):
-            chunk = order[start : start + batch_size]
+    with evaluating(model), computed_once(model, encoded):
+        for chunk in model.micro_batches(encoded, micro_batch_tokens):
             batch = BaseRewardModel.batch(model, [encoded[i] for i in chunk])  # without the sums that are found here
             seen = {
                 "policy": model.token_log_probabilities(batch, prompts=True),

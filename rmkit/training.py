@@ -10,7 +10,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +20,11 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm.auto import tqdm
 
-from rmkit.base import BaseRewardModel
+from rmkit.base import BaseRewardModel, share
 from rmkit.batching import Encoded, ranks_tensor
 from rmkit.checkpoints import CheckpointError, Checkpoints, fill, fingerprint, snapshot
 from rmkit.losses import bradley_terry
-from rmkit.memory import PeakMemory
+from rmkit.memory import MemoryPlan, PeakMemory, plan_memory
 from rmkit.metrics import pairwise_accuracy
 from rmkit.plots import plot_history
 from rmkit.preferences import Preference, on_both_sides, require_preferences
@@ -51,7 +51,7 @@ class TrainConfig:
 
     learning_rate: float = 1e-5  # 5e-6 … 5e-5 for a whole model, 1e-4 … 1e-3 for LoRA, up to 1e-2 for a head alone
     batch_size: int = 8  # preferences a step; 32 … 128 where there is data and memory for it
-    micro_batch_size: int = 8  # preferences at a time in memory; the gradient does not depend on it
+    micro_batch_tokens: int | None = None  # in memory at a time; None: what suits the device. The gradient is the same
     epochs: int = 1  # 1 … 3
     max_steps: int | None = None  # train for so many steps, whatever `epochs` says
     warmup_ratio: float = 0.1  # share of the steps in which the learning rate rises from 0: 0.05 … 0.1
@@ -74,9 +74,9 @@ class TrainConfig:
         for name in ("learning_rate", "warmup_ratio", "weight_decay", "max_grad_norm"):
             check(name, isinstance(getattr(self, name), (int, float)), "a number")
         check("learning_rate", 0 < self.learning_rate < 1, "a number between 0 and 1, such as 1e-5")
-        for name in ("batch_size", "micro_batch_size", "epochs"):
+        for name in ("batch_size", "epochs"):
             check(name, _is_count(getattr(self, name)), "a whole number from 1 up")
-        for name in ("max_steps", "eval_every", "patience"):
+        for name in ("micro_batch_tokens", "max_steps", "eval_every", "patience"):
             check(
                 name, getattr(self, name) is None or _is_count(getattr(self, name)), "a whole number from 1 up, or None"
             )
@@ -130,7 +130,8 @@ def fit(
     Best is the highest ranking accuracy and, of equals, the lowest loss. The model is measured before the
     first step, every `eval_every` steps and at the end. A step draws its preferences at random and works
     through them in micro-batches of like length whose gradients add up: exactly the whole batch's gradient.
-    What frozen layers give is computed once (`rmkit.trunk`).
+    What frozen layers give is computed once (`rmkit.trunk`). Where memory is short, layers are computed twice
+    (`rmkit.memory`). Under `accelerate launch`, processes share every step's micro-batches (`rmkit.train`).
     loss: one of `rmkit.losses`, or a function as they are. One that is a module with parameters, such as `RaoKupper`,
         trains with the model, in place.
     checkpoint: a folder. The run is kept there at every validation, and the same call goes on from what it finds
@@ -138,7 +139,7 @@ def fit(
         otherwise makes no other run: seeds want a folder each.
     Raises ValueError for data that the loss cannot use, or a loss that cannot be used, PreferenceError for preferences
     that cannot be encoded, NonFiniteLoss, which carries the history so far, when training breaks down, CheckpointError
-    for a folder that cannot be used. Warns of a group that is on both sides.
+    for a folder that cannot be used, MemoryError for what cannot fit on the GPU. Warns of a group that is on both sides.
     """
     for argument, wanted, name in ((model, BaseRewardModel, "RewardModel"), (config, TrainConfig, "TrainConfig")):
         if not isinstance(argument, wanted):
@@ -166,11 +167,15 @@ def fit(
     encoded = (model.encode(train, "training preference"), model.encode(validation, "validation preference"))
     run = Run(model, *encoded, config, loss)
     with contextlib.ExitStack() as during:
-        checkpoints = during.enter_context(Checkpoints(checkpoint, run.made_of())) if checkpoint else None
-        if checkpoints:
-            checkpoints.resume(run)
+        checkpoints = None
+        if checkpoint:
+            checkpoints = Checkpoints(checkpoint, run.made_of(), run.accelerator.is_main_process)
+            run.resume(during.enter_context(checkpoints))
         during.enter_context(computed_once(model, run.train + run.validation))
         memory = during.enter_context(PeakMemory(model.device))
+        if run.plan.checkpointing:
+            model.body.gradient_checkpointing_enable({"use_reentrant": False})
+            during.callback(model.body.gradient_checkpointing_disable)
         try:
             run.go(checkpoints)
         except NonFiniteLoss as error:
@@ -208,11 +213,13 @@ class Run:
         self.total = config.max_steps or self.steps_an_epoch * config.epochs
         if isinstance(loss, nn.Module):
             loss.to(model.device)
-        self.trained = trained_parameters(model, loss)
+        self.model, self.trained = model, trained_parameters(model, loss)
         self.accelerator = Accelerator(device_placement=False)  # the model is where it was loaded to
-        if self.accelerator.num_processes > 1:
-            raise NotImplementedError("fit trains in one process; start it without `accelerate launch`")
-        self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(self.trained, config))
+        self.plan = self._agreed(plan_memory(model, [*train, *validation], config.micro_batch_tokens))
+        # fp16 knows no number below 6e-8: gradients on their way back through the body are kept above
+        self.loss_scale = 2.0**14 if model.autocast is torch.float16 else 1.0
+        # of several processes, `replica` adds their gradients up; `model` is what it has inside
+        self.replica, self.optimizer = self.accelerator.prepare(model, make_optimizer(self.trained, config))
         self.optimizer.zero_grad()  # of half a step, where an earlier run was interrupted
         self.step, self.history, self.best = 0, History(), _Best(config.patience)
 
@@ -221,11 +228,25 @@ class Run:
         """Whether there is no step left to do, as of the last validation."""
         return self.best.is_enough or self.step == self.total
 
+    def resume(self, checkpoints: Checkpoints) -> None:
+        """Go on from the last checkpoint, if there is one. Raises CheckpointError where processes do not find the same."""
+        self.accelerator.wait_for_everyone()  # the one that writes may still be tidying the folder
+        checkpoints.resume(self)
+        steps = self.accelerator.gather(torch.tensor([self.step], device=self.model.device)).tolist()
+        if len(set(steps)) > 1:
+            raise CheckpointError(
+                f"the processes of this run find checkpoints of the steps {steps} in {checkpoints.folder}: give a folder "
+                "on a disk that all of them see"
+            )
+
     def go(self, checkpoints: Checkpoints | None) -> None:
         """From the step that the run is at to its end."""
         batches = itertools.islice(draw_batches(len(self.train), self.config), self.step, None)
         every = self.config.eval_every or self.steps_an_epoch
-        with tqdm(total=self.total, initial=self.step, desc="training", unit="step", mininterval=1) as bar:
+        quiet = not self.accelerator.is_main_process
+        with tqdm(
+            total=self.total, initial=self.step, desc="training", unit="step", mininterval=1, disable=quiet
+        ) as bar:
             while True:
                 if self.step % every == 0 or self.step == self.total:
                     if not self.history.validations or self.history.validations[-1]["step"] < self.step:
@@ -242,10 +263,11 @@ class Run:
         self.history.best_step = self.best.step
 
     def _validate(self, checkpoints: Checkpoints | None) -> None:
-        record = validate(self.model, self.validation, self.loss, self.config.micro_batch_size, self.step)
+        tokens = self.plan.micro_batch_tokens
+        record = validate(self.model, self.validation, self.loss, tokens, self.step, self.accelerator)
         self.history.validations.append({"step": self.step, **record})
         self.best.note(self.step, record, self.trained)
-        if checkpoints:
+        if checkpoints and checkpoints.writes:
             try:
                 checkpoints.save(self.step, *snapshot(self))
             except CheckpointError as error:
@@ -258,9 +280,9 @@ class Run:
         factor = learning_rate_factor(self.step, self.total, self.config.warmup_ratio)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
-        record = _train_step(
-            self.model, self.optimizer, self.accelerator, self.train, indices, self.loss, self.config, self.step + 1
-        )
+        began = time.perf_counter()
+        record = self._take_step(indices)
+        record["seconds"] = time.perf_counter() - began
         epoch = self.step // self.steps_an_epoch + 1
         self.step += 1
         self.history.steps.append(
@@ -268,10 +290,75 @@ class Run:
         )
         self.history.seconds += record["seconds"]
 
+    def _take_step(self, indices: list[int]) -> dict:
+        """Of a step: loss, accuracy, gradient norm and tokens."""
+        encoded = [self.train[i] for i in indices]
+        ranks = ranks_tensor(encoded)
+        while True:
+            losses, rewards, tokens = self._add_gradients(encoded, ranks)
+            if not losses.isfinite().all():
+                self._give_up("loss", [indices[i] for i in (~losses.isfinite()).nonzero().flatten().tolist()])
+            norm = float(self.accelerator.clip_grad_norm_(list(self.trained.values()), self.config.max_grad_norm))
+            if math.isfinite(norm):
+                break
+            if self.loss_scale == 1:
+                self._give_up("gradient", indices)
+            self.loss_scale /= 16  # too large for fp16: the same step again
+            self.optimizer.zero_grad()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        # nan where all are ties, which some losses learn from
+        accuracy = pairwise_accuracy(rewards, ranks).value if (ranks > 0).any() else math.nan
+        return {"loss": losses.mean().item(), "accuracy": accuracy, "grad_norm": norm, "tokens": int(tokens)}
+
+    def _add_gradients(self, encoded: list[Encoded], ranks: torch.Tensor) -> list[torch.Tensor]:
+        """Losses [B] and rewards [B, K] of a step, and its tokens. Each process computes its share of the micro-batches."""
+        losses, rewards, tokens = torch.zeros(len(encoded)), torch.zeros(ranks.shape), torch.tensor(0)
+        self.model.train()
+        shares = share(self.model, encoded, self.plan.micro_batch_tokens, self.accelerator)
+        for n, (micro, counts) in enumerate(shares, start=1):
+            batch = self.model.batch([encoded[i] for i in micro])
+            with contextlib.nullcontext() if n == len(shares) else self.accelerator.no_sync(self.replica):
+                found = self.replica(batch)
+                of_each = self.loss(found, batch.ranks)
+                # processes: the gradient is their mean, and the loss of a step the mean over its preferences
+                weight = self.loss_scale * self.accelerator.num_processes * counts / len(encoded)
+                self.accelerator.backward(weight * of_each.sum())
+            if counts:
+                losses[micro] = of_each.detach().float().cpu()
+                rewards[micro, : found.shape[1]] = found.detach().cpu()
+                tokens += batch.tokens
+        if self.accelerator.num_processes > 1:
+            losses, rewards, tokens = self._of_all_processes(losses, rewards, tokens)
+        if self.loss_scale != 1:
+            for parameter in self.trained.values():
+                parameter.grad /= self.loss_scale
+        return [losses, rewards, tokens]
+
+    def _agreed(self, plan: MemoryPlan) -> MemoryPlan:
+        """The plan of the process that has least room: all must cut the same micro-batches."""
+        plans = torch.tensor([[plan.micro_batch_tokens, -int(plan.checkpointing)]], device=self.model.device)
+        tokens, checkpointing = self.accelerator.gather(plans).amin(0).tolist()
+        return replace(plan, micro_batch_tokens=tokens, checkpointing=bool(checkpointing))
+
+    def _of_all_processes(self, *found: torch.Tensor) -> list[torch.Tensor]:
+        """The sums over all processes, each of which has zeros where another computed; and of the gradients of a loss that trains."""
+        for name, parameter in self.trained.items():
+            if name.startswith("loss."):  # it is in no replica
+                parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+        return [self.accelerator.reduce(tensor.to(self.model.device)).cpu() for tensor in found]
+
+    def _give_up(self, what: str, rows: list[int]) -> None:
+        self.optimizer.zero_grad()
+        raise NonFiniteLoss(
+            f"step {self.step + 1}: the {what} of the training preferences {sorted(rows)} is not a finite number, at "
+            f"learning rate {self.optimizer.param_groups[0]['lr']:.1e}. The weights are those after step {self.step}. {REMEDY}"
+        )
+
     def made_of(self) -> dict:
         """What must be the same for a checkpoint to go on. Micro-batches may differ: the gradient does not depend on them."""
         config = asdict(self.config)
-        config.pop("micro_batch_size")
+        config.pop("micro_batch_tokens")
         frozen = {name: p for name, p in self.model.named_parameters() if not p.requires_grad}
         return {
             **config,
@@ -333,12 +420,19 @@ def draw_batches(n: int, config: TrainConfig) -> Iterator[list[int]]:
 
 
 @torch.no_grad()
-def validate(model: BaseRewardModel, encoded: Sequence[Encoded], loss: Loss, batch_size: int, step: int = 0) -> dict:
+def validate(
+    model: BaseRewardModel,
+    encoded: Sequence[Encoded],
+    loss: Loss,
+    micro_batch_tokens: int | None = None,
+    step: int = 0,
+    accelerator: Accelerator | None = None,
+) -> dict:
     """Loss (nats, mean over preferences) and ranking accuracy with its 95 % interval.
 
     Raises NonFiniteLoss where a reward is not a number, which the weights after `step` are to blame for.
     """
-    ranks, rewards = ranks_tensor(encoded), model.rewards(encoded, batch_size)
+    ranks, rewards = ranks_tensor(encoded), model.rewards(encoded, micro_batch_tokens, accelerator)
     if not torch.isfinite(rewards).all():
         bad = (~torch.isfinite(rewards)).any(1).nonzero().flatten().tolist()
         raise NonFiniteLoss(
@@ -353,48 +447,6 @@ def validate(model: BaseRewardModel, encoded: Sequence[Encoded], loss: Loss, bat
         "high": accuracy.high,
         "pairs": accuracy.pairs,
     }
-
-
-def _train_step(model, optimizer, accelerator, encoded, indices, loss, config, step) -> dict:
-    model.train()
-    began, total_loss, tokens, scored = time.perf_counter(), 0.0, 0, []
-    by_length = sorted(indices, key=lambda i: encoded[i].length)
-    for start in range(0, len(by_length), config.micro_batch_size):
-        micro = by_length[start : start + config.micro_batch_size]
-        batch = model.batch([encoded[i] for i in micro])
-        rewards = model(batch)
-        losses = loss(rewards, batch.ranks)
-        if not torch.isfinite(losses).all():
-            optimizer.zero_grad()
-            bad = [micro[i] for i in (~torch.isfinite(losses)).nonzero().flatten().tolist()]
-            raise NonFiniteLoss(_advice("loss", step, bad, optimizer))
-        accelerator.backward(losses.sum() / len(indices))
-        total_loss += losses.sum().item() / len(indices)
-        tokens += batch.tokens
-        scored.append((rewards.detach(), batch.ranks))
-    trainable = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = float(accelerator.clip_grad_norm_(trainable, config.max_grad_norm))
-    if not math.isfinite(norm):
-        optimizer.zero_grad()
-        raise NonFiniteLoss(_advice("gradient", step, indices, optimizer))
-    optimizer.step()
-    optimizer.zero_grad()
-    accuracy = _batch_accuracy(scored)
-    seconds = time.perf_counter() - began
-    return {"loss": total_loss, "accuracy": accuracy, "grad_norm": norm, "tokens": tokens, "seconds": seconds}
-
-
-def _batch_accuracy(scored: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
-    """Share of the step's pairs ranked right; nan where all of them are ties, which some losses learn from."""
-    parts = [pairwise_accuracy(rewards, ranks) for rewards, ranks in scored if (ranks > 0).any()]
-    return sum(p.value * p.pairs for p in parts) / sum(p.pairs for p in parts) if parts else math.nan
-
-
-def _advice(what: str, step: int, rows: list[int], optimizer) -> str:
-    return (
-        f"step {step}: the {what} of the training preferences {sorted(rows)} is not a finite number, at learning rate "
-        f"{optimizer.param_groups[0]['lr']:.1e}. The weights are those after step {step - 1}. {REMEDY}"
-    )
 
 
 class _Best:

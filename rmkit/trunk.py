@@ -22,7 +22,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from rmkit.base import BaseRewardModel
+from rmkit.base import BaseRewardModel, evaluating
 from rmkit.batching import PROMPT, Batch, Encoded, ranks_tensor
 from rmkit.checkpoints import fingerprint
 from rmkit.model import POOLINGS, RewardModel
@@ -215,31 +215,25 @@ def computed_once(model: BaseRewardModel, encoded: Sequence[Encoded]) -> Iterato
 
 
 @torch.no_grad()
-def features(model: RewardModel, preferences: Sequence[Preference], batch_size: int = 8) -> torch.Tensor:
+def features(
+    model: RewardModel, preferences: Sequence[Preference], micro_batch_tokens: int | None = None
+) -> torch.Tensor:
     """What the head reads of every completion, [N, K, H] in fp32 on the CPU, 0 where there is none; without dropout.
 
     Where the body is frozen (`trainable="head"`) the store keeps it. A linear head trained on these is the same model
     as `fit` trains, in milliseconds, and the differences of two completions are what Bradley–Terry regresses on.
+    micro_batch_tokens: as in `BaseRewardModel.micro_batches`.
     """
     if not isinstance(model, RewardModel):
         raise TypeError(f"features wants a RewardModel, whose head reads them: got {type(model).__name__}")
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size is a whole number from 1 up: got {batch_size!r}")
     encoded = model.encode(preferences)
     if not encoded:
         return torch.zeros(0, 0, model.body.config.hidden_size)
-    order = sorted(range(len(encoded)), key=lambda i: encoded[i].length)
     hidden = torch.zeros(*ranks_tensor(encoded).shape, model.body.config.hidden_size)
-    training = model.training
-    model.eval()
-    try:
-        with computed_once(model, encoded):
-            for start in range(0, len(order), batch_size):
-                chunk = order[start : start + batch_size]
-                pooled = model.pooled(model.batch([encoded[i] for i in chunk])).cpu()
-                hidden[chunk, : pooled.shape[1]] = pooled
-    finally:
-        model.train(training)
+    with evaluating(model), computed_once(model, encoded):
+        for micro in model.micro_batches(encoded, micro_batch_tokens):
+            pooled = model.pooled(model.batch([encoded[i] for i in micro])).cpu()
+            hidden[micro, : pooled.shape[1]] = pooled
     return hidden.masked_fill((ranks_tensor(encoded) < 0)[..., None], 0.0)
 
 

@@ -340,7 +340,7 @@ CASES = [
         ("score with a text for the list", lambda d: d.model().score("Tea?", "Yes."), "completions", "[text]", "'Yes.'"),
         ("score with messages for the prompt", lambda d: d.model().score([said("user", "Tea?")], ["Yes."]), "prompt", "'Tea?'"),
         ("score with a number among the texts", lambda d: d.model().score("Tea?", ["Yes.", 3]), "completions", "3"),
-        ("rewards with batch_size=-1", lambda d: d.model().rewards(PAIRS, -1), "batch_size", "-1"),
+        ("rewards with micro_batch_tokens=-1", lambda d: d.model().rewards(PAIRS, -1), "micro_batch_tokens", "-1"),
     ),
     *area("Implicit rewards",
         ("trainable='head'", lambda d: d.implicit(trainable="head"), "'head'", "last:1"),
@@ -381,7 +381,7 @@ CASES = [
     *area("TrainConfig",
         *((f"{name}={value!r}", lambda d, name=name, value=value: TrainConfig(**{name: value}), f"TrainConfig.{name} is {value!r}") for name, value in [
             ("learning_rate", 0), ("learning_rate", 5), ("learning_rate", "1e-5"), ("batch_size", 0), ("batch_size", 8.0),
-            ("micro_batch_size", -1), ("epochs", 0.5), ("max_steps", 1e3), ("warmup_ratio", 10), ("weight_decay", 1),
+            ("micro_batch_tokens", -1), ("epochs", 0.5), ("max_steps", 1e3), ("warmup_ratio", 10), ("weight_decay", 1),
             ("max_grad_norm", None), ("max_grad_norm", 0), ("eval_every", 0), ("patience", 0), ("seed", None),
         ]),
         ("A misspelt field", lambda d: TrainConfig(lr=1e-5), "'lr'"),

@@ -46,7 +46,7 @@ from tests.kill_tool import FORKS, Job, in_a_process, kill_again_and_again, last
 
 FORKS.set_forkserver_preload(["tests.kill_tool", "tests.test_checkpoints"])
 # 11 to train on, so that the last of three batches of 4 is a short one; the validations fall into epochs, not at their ends
-CONFIG = TrainConfig(learning_rate=3e-3, batch_size=4, micro_batch_size=2, max_steps=8, eval_every=2, patience=None)
+CONFIG = TrainConfig(learning_rate=3e-3, batch_size=4, micro_batch_tokens=100, max_steps=8, eval_every=2, patience=None)
 ROWS = (slice(0, 330, 30), slice(0, 70, 10))
 DIED = 77
 
@@ -301,7 +301,7 @@ def test_micro_batches_may_change(job):
     whole = run(replace(job, folder=None), at_call())[0]
     with pytest.raises(KeyboardInterrupt):
         run(job, at_call(10, ctrl_c))
-    resumed = run(job, at_call(), micro_batch_size=1)[0]
+    resumed = run(job, at_call(), micro_batch_tokens=1)[0]
     for mine, theirs in zip(resumed.steps, whole.steps, strict=True):
         assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
 
@@ -346,7 +346,7 @@ def write(job, made_of=None):
 
 
 def test_every_setting_of_the_run_is_tried():
-    assert set(OTHER) == {field.name for field in fields(TrainConfig)} - {"micro_batch_size"}
+    assert set(OTHER) == {field.name for field in fields(TrainConfig)} - {"micro_batch_tokens"}
     assert all(value != getattr(CONFIG, name) for name, value in OTHER.items())
 
 

@@ -27,7 +27,7 @@ CHECKS = [
     "batch", "closing token", "identical", "truncated", "leak", "finite", "constant", "half precision", "saturated",
     "head", "accuracy",
 ]  # fmt: skip
-LEARNS = TrainConfig(learning_rate=3e-3, batch_size=16, micro_batch_size=16, max_steps=10)
+LEARNS = TrainConfig(learning_rate=3e-3, batch_size=16, max_steps=10)
 
 
 @pytest.fixture(scope="module")

@@ -261,7 +261,7 @@ def test_loss_equals_that_of_trl(tiny_folder, tmp_path):
 
 # --- training -----------------------------------------------------------------------------------------------
 
-CONFIG = TrainConfig(1e-3, batch_size=4, micro_batch_size=2, max_steps=6, eval_every=3, patience=None)
+CONFIG = TrainConfig(1e-3, batch_size=4, micro_batch_tokens=100, max_steps=6, eval_every=3, patience=None)
 
 
 @pytest.mark.parametrize("trainable", ["last:2", "lora", "all"])
@@ -493,9 +493,9 @@ def test_log_probabilities_hold_all_that_a_reward_can_be_made_of(policy):
     for within in (False, True):
         if within:
             with computed_once(policy, encoded):
-                found = log_probabilities(policy, [*AWKWARD, *PAIRS[:5]], batch_size=3)
+                found = log_probabilities(policy, [*AWKWARD, *PAIRS[:5]], micro_batch_tokens=150)
         else:
-            found = log_probabilities(policy, [*AWKWARD, *PAIRS[:5]], batch_size=3)
+            found = log_probabilities(policy, [*AWKWARD, *PAIRS[:5]], micro_batch_tokens=150)
         torch.testing.assert_close(found.rewards(policy.beta), policy.rewards(encoded), rtol=1e-4, atol=1e-5)
         assert found.tokens.tolist() == [[*map(len, e.completions), *[0] * (5 - len(e.completions))] for e in encoded]
         assert found.prompt_tokens.tolist() == [len(e.prompt) - 1 for e in encoded]

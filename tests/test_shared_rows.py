@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rmkit import Encoded, Preference, RewardModel, collate
-from rmkit.batching import PROMPT, SHARED_ROW, sharing_pays
+from rmkit.batching import PROMPT, SHARED_ROW, micro_batches, sharing_pays
 
 PAD = 0
 
@@ -84,8 +84,8 @@ def test_mask_by_hand():
 def test_rows_are_cut_at_sixteen_completions():
     data = [encoded(3, [2] * 37)]
     batch = collate(data, PAD, SHARED_ROW)
-    assert batch.slot.amax() == SHARED_ROW == 16
-    assert batch.row[0].tolist() == [0] * 16 + [1] * 16 + [2] * 5
+    assert batch.slot.amax() == 13 < SHARED_ROW == 16
+    assert batch.row[0].tolist() == [0] * 13 + [1] * 13 + [2] * 11, "as few rows as there can be, of like size"
     assert ((batch.segment == PROMPT).sum(1) == 3).all()
 
 
@@ -113,3 +113,40 @@ def test_model_shares_where_it_pays_and_scores_alike(tiny):
     assert model.batch(encodings).slot.amax() == 2 and model.collate(encodings).slot.amax() == 1
     model.eval()
     torch.testing.assert_close(model(model.batch(encodings)), model(model.collate(encodings)), rtol=1e-5, atol=1e-5)
+
+
+# --- micro-batches under a budget of tokens -------------------------------------------------------------------
+
+MIXED = [
+    encoded(prompt, completions, seed=i)
+    for i in range(6)
+    for prompt, completions in [(100, (30, 20)), (4, (9, 7)), (250, (60, 40)), (6, (80, 75)), (40, [12] * 20)]
+]
+
+
+@pytest.mark.parametrize("tokens", [1, 200, 512, 5000])
+def test_micro_batches_hold_every_preference_once_under_the_budget(tiny, tokens):
+    """Padding counted, as they are laid out; a preference that is too long for it stands alone."""
+    model = RewardModel(tiny)
+    micro = model.micro_batches(MIXED, tokens)
+    assert sorted(i for indices in micro for i in indices) == list(range(len(MIXED)))
+    sizes = [model.lay_out([MIXED[i] for i in indices]).input_ids.numel() for indices in micro]
+    assert all(size <= tokens or len(indices) == 1 for size, indices in zip(sizes, micro, strict=True))
+    assert (max(map(len, micro)) == 1) == (tokens == 1)
+
+
+def test_micro_batches_hold_little_padding(tiny):
+    """Of like width; and what shares its prompt does not stand beside what does not."""
+    model = RewardModel(tiny)
+    batches = [model.lay_out([MIXED[i] for i in indices]) for indices in model.micro_batches(MIXED, 512)]
+    assert sum(b.tokens for b in batches) > 0.95 * sum(b.input_ids.numel() for b in batches)
+    whole = model.lay_out(MIXED)
+    assert whole.tokens < 0.5 * whole.input_ids.numel(), "this data would hold little padding without them"
+
+
+@pytest.mark.parametrize("processes", [2, 3, 7])
+def test_every_process_gets_as_many_micro_batches(processes):
+    for data in (MIXED, MIXED[:8], MIXED[:2]):
+        micro = micro_batches(data, 512, processes=processes)
+        assert sorted(i for indices in micro for i in indices) == list(range(len(data)))
+        assert len(micro) % processes == 0 or len(micro) == len(data)

@@ -22,7 +22,7 @@ def test_three_steps_lower_the_loss():
     torch.manual_seed(0)
     model = RewardModel(load_backbone("smollm2-135m"))
     data = load_preferences("json_vs_text")
-    config = TrainConfig(batch_size=2, micro_batch_size=2, max_steps=3, warmup_ratio=0, eval_every=3)
+    config = TrainConfig(batch_size=2, max_steps=3, warmup_ratio=0, eval_every=3)
     history = fit(model, data[::99], data[1::150], config)
     before, after = history.validations
     assert after["loss"] < 0.8 * before["loss"]

@@ -32,7 +32,7 @@ from rmkit.losses import Davidson, RaoKupper
 from rmkit.memory import PeakMemory
 from rmkit.training import LOSS_LEARNING_RATE, draw_batches, learning_rate_factor, trained_parameters
 
-LEARNS = TrainConfig(learning_rate=3e-3, batch_size=16, micro_batch_size=16, max_steps=10)
+LEARNS = TrainConfig(learning_rate=3e-3, batch_size=16, max_steps=10)
 DESTROYS = TrainConfig(learning_rate=0.9, warmup_ratio=0, eval_every=1, patience=None, max_steps=4)
 
 
@@ -116,7 +116,7 @@ def plain_loop(model, train, config, total, warmup):
 def test_curve_equals_the_plain_loop(make_model, few):
     """Padding, micro-batches, schedule, clipping, weight decay: none of it may change what is computed."""
     config = TrainConfig(
-        learning_rate=1e-3, micro_batch_size=3, epochs=2, warmup_ratio=0.3, weight_decay=0.5, max_grad_norm=2.0
+        learning_rate=1e-3, micro_batch_tokens=150, epochs=2, warmup_ratio=0.3, weight_decay=0.5, max_grad_norm=2.0
     )
     expected = plain_loop(make_model(), few[0], config, total=6, warmup=2)
     history = fit(make_model(), *few, config)
@@ -129,14 +129,14 @@ def test_micro_batches_change_neither_loss_nor_gradient(make_model, few):
     """Every tensor of the gradient, to 1e-4 of its length."""
     seen = {}
     hook = register_optimizer_step_pre_hook(lambda optimizer, *_: seen.update({size: gradients(optimizer)}))
-    for size in (8, 3, 1):
-        config = TrainConfig(max_steps=1, micro_batch_size=size, max_grad_norm=float("inf"))
+    for size in (4000, 150, 1):
+        config = TrainConfig(max_steps=1, micro_batch_tokens=size, max_grad_norm=float("inf"))
         seen[f"loss {size}"] = losses(fit(make_model(), *few, config))
     hook.remove()
-    for size in (3, 1):
-        assert seen[f"loss {size}"] == pytest.approx(seen["loss 8"], abs=1e-6)
-        assert len(seen[size]) == len(seen[8]) > 30
-        for gradient, expected in zip(seen[size], seen[8], strict=True):
+    for size in (150, 1):
+        assert seen[f"loss {size}"] == pytest.approx(seen["loss 4000"], abs=1e-6)
+        assert len(seen[size]) == len(seen[4000]) > 30
+        for gradient, expected in zip(seen[size], seen[4000], strict=True):
             assert (gradient - expected).norm() <= 1e-4 * expected.norm()
 
 
@@ -163,7 +163,8 @@ def test_rankings_train_beside_pairs(make_model, few):
     """Two and three completions in one step, in one micro-batch or apart: each counts as one preference."""
     rankings = [replace(p, completions=(*p.completions, "?"), ranks=(0, 1, 2)) for p in few[0][:10]]
     curves = [
-        losses(fit(make_model(), rankings + few[0][10:], few[1], TrainConfig(micro_batch_size=size))) for size in (8, 1)
+        losses(fit(make_model(), rankings + few[0][10:], few[1], TrainConfig(micro_batch_tokens=size)))
+        for size in (4000, 1)
     ]
     assert curves[0] == pytest.approx(curves[1], abs=1e-4)
 
@@ -323,7 +324,7 @@ def test_loss_that_is_no_number_names_step_and_row(make_model, few):
     model = make_model()
     encoded = [set(e.prompt).union(*e.completions) for e in model.encode(few[0] + few[1])]
     row, token = next((i, t) for i in range(20) for t in encoded[i] if sum(t in other for other in encoded) == 1)
-    config = TrainConfig(micro_batch_size=3, learning_rate=1e-6)
+    config = TrainConfig(micro_batch_tokens=150, learning_rate=1e-6)
     step = next(s for s, batch in enumerate(draw_batches(20, config), start=1) if row in batch)
     with torch.no_grad():
         model.body.embed_tokens.weight[token] = float("nan")
@@ -333,26 +334,28 @@ def test_loss_that_is_no_number_names_step_and_row(make_model, few):
         fit(model, *few, config)
 
 
-@pytest.mark.parametrize(("what", "rows"), [("loss", [3]), ("gradient", [0, 1, 2, 3, 4, 5, 6, 7])])
-def test_weights_are_those_before_the_step_that_failed(make_model, few, what, rows):
-    """At the third of five steps, in the second of two micro-batches, so that half of its gradient was there already."""
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_weights_are_those_before_the_step_that_failed(make_model, few, what):
+    """At the third of five steps, in its last micro-batch, so that a part of its gradient was there already."""
     model, before, calls = make_model(), {}, 0
+    config = TrainConfig(batch_size=8, micro_batch_tokens=200, max_steps=5, learning_rate=1e-3)
+    steps = [model.encode([few[0][i] for i in drawn]) for drawn in islice(draw_batches(16, config), 3)]
+    micro = [model.micro_batches(encoded, 200) for encoded in steps]
+    assert len(micro[2]) > 1
 
     def loss(rewards, ranks):
         nonlocal calls
         values = bradley_terry(rewards, ranks)
         calls += rewards.requires_grad and bool(rewards.any())  # of a training step, and not the trial before them
-        if calls != 6:
+        if calls != sum(map(len, micro)):
             return values
         before.update(weights(model))
         if what == "loss":
-            return values + torch.tensor([0, 0, 0, float("inf")])
+            return values + torch.tensor([*[0] * (len(values) - 1), float("inf")])
         return values + (0 * rewards[:, 0]).abs().sqrt()  # 0, with a gradient of 0 · ∞
 
-    config = TrainConfig(batch_size=8, micro_batch_size=4, max_steps=5, learning_rate=1e-3)
     drawn = next(islice(draw_batches(16, config), 2, None))
-    by_length = sorted(drawn, key=lambda i: model.encode([few[0][i]])[0].length)
-    named = sorted(by_length[4:][row] for row in rows) if what == "loss" else sorted(drawn)
+    named = [drawn[micro[2][-1][-1]]] if what == "loss" else sorted(drawn)
     with pytest.raises(NonFiniteLoss) as raised:
         fit(model, few[0][:16], few[1], config, loss)
     said = str(raised.value)
@@ -381,7 +384,7 @@ def test_loss_that_knows_ties_trains_on_them(make_model, few):
         return -q * F.logsigmoid(difference) - (1 - q) * F.logsigmoid(-difference)
 
     train = [replace(p, ranks=(0, 0)) if i % 4 else p for i, p in enumerate(few[0])]
-    history = fit(make_model(), train, few[1], TrainConfig(batch_size=2, micro_batch_size=1), soft_label)
+    history = fit(make_model(), train, few[1], TrainConfig(batch_size=2, micro_batch_tokens=1), soft_label)
     decisive = [sum(i % 4 == 0 for i in batch) for batch in islice(draw_batches(20, TrainConfig(batch_size=2)), 10)]
     assert {0, 1} <= set(decisive)
     assert [math.isnan(step["accuracy"]) for step in history.steps] == [n == 0 for n in decisive]
@@ -395,13 +398,6 @@ def test_held_out_reward_that_is_no_number_is_named(make_model, few):
         NonFiniteLoss, match=r"^after step 0, the rewards of the validation preferences \[0, 1, .* are not"
     ):
         fit(model, *few)
-
-
-def test_several_processes_are_refused(make_model, few, monkeypatch):
-    """Each would train on the same batches, and think that it did not."""
-    monkeypatch.setattr("accelerate.Accelerator.num_processes", 2)
-    with pytest.raises(NotImplementedError, match="fit trains in one process"):
-        fit(make_model(), *few)
 
 
 LOSSES = {
@@ -430,7 +426,7 @@ def test_both_sides_are_wanted(make_model, few):
 BAD = {
     "learning_rate": [0, -1e-5, 1, float("nan"), "1e-5", None],
     "batch_size": [0, 2.0, True, "8"],
-    "micro_batch_size": [0, -1, None],
+    "micro_batch_tokens": [0, -1, 2.5],
     "epochs": [0, 0.5],
     "max_steps": [0, 1.5],
     "warmup_ratio": [-0.1, 1.1, None],
@@ -514,7 +510,9 @@ def test_when_it_trains_and_when_it_validates(make_model, few, settings, steps, 
 
 @pytest.fixture(scope="module")
 def history(tiny_folder, few):
-    return fit(RewardModel(load_backbone(str(tiny_folder)), trainable="head"), *few, TrainConfig(micro_batch_size=3))
+    return fit(
+        RewardModel(load_backbone(str(tiny_folder)), trainable="head"), *few, TrainConfig(micro_batch_tokens=150)
+    )
 
 
 def test_history_as_a_table(history):

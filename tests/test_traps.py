@@ -355,10 +355,10 @@ def test_accuracy_is_the_share_of_pairs(model, few):
     by_hand = sum(map(sum, points)) / sum(map(len, points))
     means = [sum(map(sum, strict[i : i + 8])) / sum(map(len, strict[i : i + 8])) for i in range(0, 23, 8)]
     assert 0.5 in sum(points, []) and abs(sum(means) / 3 - by_hand) > 0.01, "this data does not tell the two apart"
-    for batch_size in (1, 8, 100):
-        record = validate(model, model.encode(rows), bradley_terry, batch_size)
+    for tokens in (1, 300, 10_000):
+        record = validate(model, model.encode(rows), bradley_terry, tokens)
         assert record["accuracy"] == by_hand and record["pairs"] == 29
-    history = fit(model, rows, few[1], replace(ONE_EPOCH, batch_size=23, micro_batch_size=8, max_steps=1))
+    history = fit(model, rows, few[1], replace(ONE_EPOCH, batch_size=23, micro_batch_tokens=400, max_steps=1))
     assert history.steps[0]["accuracy"] == pytest.approx(by_hand)
 
 

@@ -78,8 +78,8 @@ def test_rewards_and_gradients_are_those_of_the_whole_model(make_model, settings
     expected, slopes = model.rewards(encoded), gradients(model, encoded[:5])
     for _ in range(2):
         with computed_once(model, encoded) as trunk:
-            for batch_size in (1, 5, 100):
-                torch.testing.assert_close(model.rewards(encoded, batch_size), expected, rtol=1e-5, atol=1e-5)
+            for tokens in (1, 200, 10_000):
+                torch.testing.assert_close(model.rewards(encoded, tokens), expected, rtol=1e-5, atol=1e-5)
             found = gradients(model, encoded[:5])
     assert trunk.computed == 0, "the second time all of it is read"
     assert found.keys() == slopes.keys()
@@ -92,7 +92,7 @@ def test_fifty_steps_give_the_same_curve(make_model, monkeypatch, trainable, rat
     """Loss of every step and every validation within 1e-4, computed once and computed every time."""
     train, validation = DATA[:10], DATA[10:]
     config = TrainConfig(
-        learning_rate=rate, batch_size=4, max_steps=50, eval_every=10, patience=None, micro_batch_size=2
+        learning_rate=rate, batch_size=4, max_steps=50, eval_every=10, patience=None, micro_batch_tokens=100
     )
     curves = []
     for gigabytes in ("0", "1", "1"):
@@ -380,7 +380,7 @@ def test_features_are_what_the_head_reads(make_model, monkeypatch):
     long = Preference(
         "Milk or sugar or lemon or nothing at all, if I may ask?", ("Milk.", "Both!", "No, thank you."), (0, 1, 2)
     )
-    read = features(model, [long, short, long], batch_size=2)
+    read = features(model, [long, short, long], micro_batch_tokens=100)
     assert read.shape == (3, 3, model.body.config.hidden_size) and (read[1, 2] == 0).all()
     expected = model.rewards([long, short, long])
     assert torch.allclose(read @ model.head.weight[0], expected, atol=1e-5)

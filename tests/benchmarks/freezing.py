@@ -58,12 +58,12 @@ def measured(trainable: str, seed: int) -> dict:
     torch.manual_seed(seed)
     model = RewardModel(load_backbone(BACKBONE), trainable=trainable)
     began, cpu = time.perf_counter(), time.process_time()
-    config = TrainConfig(rate, batch_size=8, micro_batch_size=1, epochs=epochs, patience=None, seed=seed)
+    config = TrainConfig(rate, batch_size=8, epochs=epochs, patience=None, seed=seed)
     history = fit(model, train, validation, config)
     took = time.perf_counter() - began, time.process_time() - cpu
     encoded = model.encode(held_out)
     with computed_once(model, encoded):
-        rewards = model.rewards(encoded, batch_size=2)
+        rewards = model.rewards(encoded)
     return {
         "trainable": trainable,
         "seed": seed,

@@ -22,7 +22,7 @@ from rmkit.preferences import PreferenceError, split_preferences
 PAIRS, MAX_LENGTH = 1200, 512
 CONFIGS = {  # not tuned; the weights kept are those of the best of the 100 training pairs set aside
     "head": TrainConfig(learning_rate=1e-2, batch_size=32, epochs=10),
-    "last:2": TrainConfig(learning_rate=5e-5, batch_size=16, micro_batch_size=4, epochs=3, eval_every=25),
+    "last:2": TrainConfig(learning_rate=5e-5, batch_size=16, epochs=3, eval_every=25),
 }
 
 

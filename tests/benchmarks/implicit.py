@@ -43,7 +43,7 @@ SEEDS = 3
 RATE = 1e-4
 CONFIGS = {  # an epoch of 400 pairs, and three of the rankings of some 90 prompts
     "json_vs_text": TrainConfig(RATE, epochs=1, eval_every=25, patience=None),
-    "graded_answers": TrainConfig(RATE, epochs=3, micro_batch_size=2, patience=None),
+    "graded_answers": TrainConfig(RATE, epochs=3, patience=None),
 }
 MODELS = ("explicit", "β = 0.1")
 OTHERS = ("β = 0.03", "β = 0.3")  # on graded_answers alone, one seed: what β does, not how surely
@@ -101,9 +101,9 @@ def run(data: str, name: str, seed: int) -> dict:
 def given(model: RewardModel | ImplicitRewardModel, preferences: list[Preference]) -> dict[str, list]:
     """What a model gives to every answer, by name, rounded."""
     if isinstance(model, RewardModel):
-        found = {"rewards": model.rewards(preferences, batch_size=2)}
+        found = {"rewards": model.rewards(preferences)}
     else:
-        found = asdict(log_probabilities(model, preferences, batch_size=2))
+        found = asdict(log_probabilities(model, preferences))
     return {name: [_rounded(row) for row in tensor.tolist()] for name, tensor in found.items()}
 
 

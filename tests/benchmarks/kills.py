@@ -34,9 +34,7 @@ def main(kills: int = 20) -> int:
     """Print the kills and the comparison; 1 where the two runs are not equal."""
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
-        config = TrainConfig(
-            learning_rate=1e-4, batch_size=4, micro_batch_size=4, max_steps=3 * kills, eval_every=1, patience=None
-        )
+        config = TrainConfig(learning_rate=1e-4, batch_size=4, max_steps=3 * kills, eval_every=1, patience=None)
         settings = {"trainable": "last:2", "dropout": 0.1}
         job = Job("smollm2-135m", settings, config, ROWS, folder / "killed.pt", folder / "checkpoints")
         alone, began = replace(job, folder=None, result=folder / "alone.pt"), time.monotonic()

@@ -171,7 +171,7 @@ def run(trainable: str, rate: float, decay: float, epochs: int, seed: int) -> di
     rewards = []
     with computed_once(model, encoded):
         for epoch in range(epochs + 1):
-            rewards.append([[round(r, 3) for r in row] for row in model.rewards(encoded, batch_size=2).tolist()])
+            rewards.append([[round(r, 3) for r in row] for row in model.rewards(encoded).tolist()])
             print(trainable, decay, seed, "epoch", epoch, flush=True)
             for _ in range(len(train) // config.batch_size if epoch < epochs else 0):
                 model.train()

@@ -41,7 +41,7 @@ BACKBONE = "smollm2-135m"
 COMPONENTS, RIDGE, SPREAD = 64, 0.02, 1.2  # of the features; of the head that is the truth; nats, its typical lead
 TIES = 0.3
 SEEDS = 3
-CONFIG = TrainConfig(2e-4, batch_size=16, micro_batch_size=1, epochs=3, patience=None)
+CONFIG = TrainConfig(2e-4, batch_size=16, epochs=3, patience=None)
 TREATMENTS = ("dropped", "half a win", "Rao–Kupper")
 
 
@@ -116,7 +116,7 @@ def run(treatment: str, truth: torch.Tensor, seed: int) -> dict:
     model = RewardModel(load_backbone(BACKBONE), trainable="last:2")
     began = time.process_time()
     history = fit(model, *sides, replace(CONFIG, seed=seed), loss)
-    rewards = model.rewards([prompts[i].preference for i in validation + test], batch_size=1)
+    rewards = model.rewards([prompts[i].preference for i in validation + test])
     print(treatment, seed, [round(v["accuracy"], 3) for v in history.validations], loss, flush=True)
     return {
         "treatment": treatment, "seed": seed, "cpu_seconds": round(time.process_time() - began),

@@ -1,0 +1,463 @@
+"""How fast rmkit is, beside TRL's RewardTrainer, a plain loop of transformers and this machine's matrix product.
+
+    pip install -e '.[benchmarks]'                                    TRL, for what is compared with it
+    python -m tests.benchmarks [HH_RLHF] [--only LETTERS] [--out FILE]   about an hour on two slow cores
+
+HH_RLHF: a .jsonl(.gz) file of Anthropic's HH-RLHF, whose dialogues make long shared prompts; without it, pairs of the
+workbook's own texts behind long prompts stand in. FILE: data/benchmarks.md unless said otherwise.
+
+Everything is CPU time of one thread. What is compared takes turns, a step each, in processes of its own, which also
+gives each its own peak of memory. fp32, the same weights, tokens, pairs a step and trained parameters, AdamW.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import itertools
+import multiprocessing as mp
+import os
+import platform
+import random
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BATCH, EPOCHS, SEED = 8, 3, 0
+
+
+# --- the runners: each a process that does one step when it is told to -----------------------------------------
+
+
+def rmkit_steps(go: Callable, report: Callable, data: list, trainable: str, epochs: int) -> None:
+    """`fit`'s own step on encoded pairs."""
+    import torch
+
+    from rmkit import RewardModel, TrainConfig, bradley_terry, computed_once, load_backbone
+    from rmkit.training import Run, draw_batches
+
+    torch.manual_seed(SEED)
+    model = RewardModel(load_backbone("smollm2-135m"), trainable=trainable)
+    config = TrainConfig(batch_size=BATCH, epochs=epochs)
+    run = Run(model, data, data[:1], config, bradley_terry)
+    with computed_once(model, data):
+        for indices in itertools.islice(draw_batches(len(data), config), run.total):
+            go()
+            began = time.process_time()
+            run._train(indices)
+            report(time.process_time() - began)
+
+
+def trl_steps(
+    go: Callable, report: Callable, data: list, trainable: str, epochs: int, per_device: int = BATCH, **options
+) -> None:
+    """RewardTrainer's step on the same tokens."""
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForSequenceClassification, TrainerCallback
+    from trl import RewardConfig, RewardTrainer
+
+    from rmkit import load_backbone
+    from rmkit.base import set_trainable
+    from rmkit.smollm2 import smollm2_folder
+
+    class Turns(TrainerCallback):
+        def on_step_begin(self, *_, **__):
+            go()
+            self.began = time.process_time()
+
+        def on_step_end(self, *_, **__):
+            report(time.process_time() - self.began)
+
+    tokenizer = load_backbone("smollm2-135m").tokenizer  # whose padding is not its end of turn
+    model = AutoModelForSequenceClassification.from_pretrained(smollm2_folder(), num_labels=1, dtype=torch.float32)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    set_trainable(model.model, trainable)
+    rows = {"chosen_ids": [[*e.prompt, *e.completions[0]] for e in data]}
+    rows |= {"rejected_ids": [[*e.prompt, *e.completions[1]] for e in data]}
+    rows |= {"length": [e.length for e in data]}
+    with tempfile.TemporaryDirectory() as folder:
+        config = RewardConfig(
+            folder, per_device_train_batch_size=per_device, gradient_accumulation_steps=BATCH // per_device,
+            num_train_epochs=epochs, max_length=None, bf16=False, use_cpu=True, report_to="none", save_strategy="no",
+            disable_tqdm=True, dataloader_pin_memory=False, remove_unused_columns=False, seed=SEED, **options,
+        )  # fmt: skip
+        RewardTrainer(
+            model, config, train_dataset=Dataset.from_dict(rows), processing_class=tokenizer, callbacks=[Turns()]
+        ).train()
+
+
+def _in_turns(runner: Callable, pipe: mp.connection.Connection, arguments: dict) -> None:
+    """The life of such a process: it says ready, and then does what it is told, one step at a time."""
+    import torch
+
+    torch.set_num_threads(1)
+    with contextlib.redirect_stdout(sys.stderr):
+        runner(lambda: (pipe.send("ready"), pipe.recv()), pipe.send, **arguments)
+    pipe.send(("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))  # of Linux: kB
+
+
+def take_turns(runners: dict[str, tuple[Callable, dict]], steps: int) -> dict[str, tuple[list[float], float]]:
+    """By name: the CPU seconds of every step, and the peak memory in bytes. One step of each, then the next of each."""
+    context, pipes, seconds, peaks = mp.get_context("spawn"), {}, {name: [] for name in runners}, {}
+    processes = []
+    for name, (runner, arguments) in runners.items():
+        pipes[name], theirs = context.Pipe()
+        processes.append(context.Process(target=_in_turns, args=(runner, theirs, arguments), daemon=True))
+        processes[-1].start()
+        theirs.close()
+    for _ in range(steps):
+        for name, pipe in pipes.items():
+            assert pipe.recv() == "ready"
+            pipe.send("go")
+            seconds[name].append(pipe.recv())
+            print(f"    {name}: {seconds[name][-1]:.1f} s", file=sys.stderr, flush=True)
+    for name, pipe in pipes.items():
+        peaks[name] = pipe.recv()[1]
+    for process in processes:
+        process.join()
+    return {name: (seconds[name], peaks[name]) for name in runners}
+
+
+# --- data -------------------------------------------------------------------------------------------------------
+
+
+def json_pairs(pairs: int) -> list:
+    """Of json_vs_text: short prompts, rows of 41 tokens."""
+    from rmkit import load_backbone, load_preferences
+    from rmkit.batching import encode
+
+    tokenizer = load_backbone("smollm2-135m").tokenizer
+    return [encode(p, tokenizer) for p in load_preferences("json_vs_text")[:pairs]]
+
+
+def dialogues(path: str | None, pairs: int) -> tuple[str, list]:
+    """(what they are, encoded): of HH-RLHF, drawn at random; or the workbook's answers behind prompts of several answers."""
+    from rmkit import load_backbone, load_preferences
+    from rmkit.batching import encode
+    from rmkit.preferences import PreferenceError
+
+    tokenizer, rng = load_backbone("smollm2-135m").tokenizer, random.Random(SEED)
+    if path:
+        try:
+            data = load_preferences(path)
+        except PreferenceError as error:  # its text is not to be shown
+            data = error.usable
+        chosen, name = rng.sample(data, pairs), "HH-RLHF"
+    else:
+        own, name = load_preferences("json_vs_text"), "long prompts made of json_vs_text"
+        chosen = [
+            replace(p, prompt=" ".join([q.completions[1] for q in rng.sample(own, rng.randint(1, 12))] + [p.prompt]))
+            for p in rng.sample(own, pairs)
+        ]
+    return name, [encode(p, tokenizer) for p in chosen]
+
+
+def described(name: str, data: list) -> str:
+    whole = sum(len(e.prompt) + len(c) for e in data for c in e.completions)
+    prompt = sum(len(e.prompt) * len(e.completions) for e in data)
+    return f"{len(data)} pairs of {name}, {whole / 2 / len(data):.0f} tokens a row, {prompt / whole:.0%} of them prompt"
+
+
+# --- (a), (b), (d): training beside TRL ---------------------------------------------------------------------------
+
+DOCUMENTED = {}  # what RewardConfig does unless it is told otherwise: gradient checkpointing, batches as they come
+BY_LENGTH = {"train_sampling_strategy": "group_by_length", "length_column_name": "length"}
+SETTINGS = {
+    "as documented": DOCUMENTED,
+    "no checkpointing": {"gradient_checkpointing": False},
+    "no checkpointing, by length": {"gradient_checkpointing": False, **BY_LENGTH},
+    "no checkpointing, a pair at a time": {"gradient_checkpointing": False, "per_device": 1},
+    "no checkpointing, by length, two at a time": {"gradient_checkpointing": False, "per_device": 2, **BY_LENGTH},
+}
+
+
+def best_setting(data: list) -> str:
+    """Of TRL, beside its documented one: the one that took least CPU time in one epoch."""
+    steps = -(-len(data) // BATCH)
+    tried = {
+        name: (trl_steps, {"data": data, "trainable": "all", "epochs": 1, **options})
+        for name, options in SETTINGS.items()
+        if options
+    }
+    seconds = {}
+    for name, runner in tried.items():  # one after the other: five models at once are too much memory
+        seconds[name] = sum(take_turns({name: runner}, steps)[name][0])
+    table(
+        "TRL's settings, one epoch",
+        ["setting", "pairs per CPU-second"],
+        [[n, f"{len(data) / s:.3f}"] for n, s in seconds.items()],
+    )
+    return min(seconds, key=seconds.get)
+
+
+def training(title: str, data: list, trainable: str, settings: Sequence[str], skip: int = 0) -> None:
+    """Epochs of both; skip: epochs that do not count."""
+    epochs, steps = EPOCHS + skip, -(-len(data) // BATCH)
+    shared = {"data": data, "trainable": trainable, "epochs": epochs}
+    runners = {"rmkit": (rmkit_steps, shared)}
+    runners |= {f"TRL, {name}": (trl_steps, shared | SETTINGS[name]) for name in settings}
+    found = take_turns(runners, steps * epochs)
+    totals = {
+        name: [sum(seconds[e * steps : (e + 1) * steps]) for e in range(skip, epochs)]
+        for name, (seconds, _) in found.items()
+    }
+    rows = []
+    for name, (_, peak) in found.items():
+        ratios = [a / b for a, b in zip(totals[name], totals["rmkit"], strict=True)]
+        rate = len(data) / statistics.median(totals[name])
+        rows.append(
+            [
+                name,
+                f"{rate:.3g}",
+                f"{statistics.median(ratios):.3g} ({min(ratios):.3g} … {max(ratios):.3g})",
+                f"{peak / 1e9:.1f} GB",
+            ]
+        )
+    table(title, ["", "pairs per CPU-second", "rmkit is faster by", "peak memory"], rows)
+
+
+# --- (c): scoring ---------------------------------------------------------------------------------------------------
+
+
+def timed(works: dict[str, Callable], rounds: int = 5) -> dict[str, list[float]]:
+    """CPU seconds of each, in turns; the first round, which warms up, is not counted."""
+    seconds = {name: [] for name in works}
+    for i in range(rounds + 1):
+        for name, work in works.items():
+            began = time.process_time()
+            work()
+            if i:
+                seconds[name].append(time.process_time() - began)
+    return seconds
+
+
+def random_preferences(pairs: int, prompt: int, completions: Sequence[int]) -> list:
+    from rmkit import Encoded
+
+    rng = random.Random(f"{pairs} {prompt} {completions}")
+
+    def words(n: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(1000, 49000) for _ in range(n))
+
+    return [
+        Encoded(words(prompt), tuple(map(words, completions)), tuple(range(len(completions)))) for _ in range(pairs)
+    ]
+
+
+def products(config, rows: int, width: int) -> Callable:
+    """The matrix products of one forward pass over [rows, width] tokens, of the same shapes, and nothing else."""
+    import torch
+
+    h, f, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
+    kv = h // heads * config.num_key_value_heads
+    shapes = [(h, h), (h, kv), (h, kv), (h, h), (h, f), (h, f), (f, h)]
+    inputs = {n: torch.randn(rows * width, n) for n in (h, f)}
+    weights = [torch.randn(b, a) for a, b in shapes]
+    query, key = torch.randn(rows * heads, width, h // heads), torch.randn(rows * heads, h // heads, width)
+    seen = torch.randn(rows * heads, width, width)
+
+    def work() -> None:
+        for _ in range(config.num_hidden_layers):
+            for (a, _), weight in zip(shapes, weights, strict=True):
+                torch.nn.functional.linear(inputs[a], weight)
+            torch.bmm(query, key)
+            torch.bmm(seen, key.mT)
+
+    return work
+
+
+def scoring() -> None:
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    from rmkit import RewardModel, collate, load_backbone
+    from rmkit.smollm2 import smollm2_folder
+
+    torch.set_num_threads(1)
+    model = RewardModel(load_backbone("smollm2-135m"), trainable="head").eval()
+    plain = AutoModelForSequenceClassification.from_pretrained(smollm2_folder(), num_labels=1, dtype=torch.float32)
+    plain.config.pad_token_id = model.tokenizer.pad_token_id
+    plain.eval()
+
+    def padded(data: list) -> None:
+        """Eight texts at a time, as they come, padded to the longest: what a short script does."""
+        texts = [[*e.prompt, *c] for e in data for c in e.completions]
+        with torch.no_grad():
+            for i in range(0, len(texts), 8):
+                rows = texts[i : i + 8]
+                width = max(map(len, rows))
+                ids = torch.tensor([row + [model.tokenizer.pad_token_id] * (width - len(row)) for row in rows])
+                mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+                plain(input_ids=ids, attention_mask=mask, use_cache=False)
+
+    like = random_preferences(8, 64, (64, 64))  # 16 rows of 128: what shares nothing worth sharing
+    micro = model.micro_batches(like)
+    shapes = [model.lay_out([like[i] for i in m]).input_ids.shape for m in micro]
+    matrix = [products(model.body.config, *shape) for shape in shapes]
+    found = timed({
+        "rmkit": lambda: model.rewards(like),
+        "its matrix products alone": lambda: [work() for work in matrix],
+        "plain": lambda: padded(like),
+    })  # fmt: skip
+    tokens = sum(a * b for a, b in shapes)
+    median = {name: statistics.median(s) for name, s in found.items()}
+    share = [a / b for a, b in zip(found["its matrix products alone"], found["rmkit"], strict=True)]
+    table(
+        f"Scoring: {len(like)} pairs of rows of like length, {tokens} tokens, in micro-batches of {[list(s) for s in shapes]}",
+        ["", "tokens per CPU-second", "share of the matrix rate"],
+        [
+            ["rmkit", f"{tokens / median['rmkit']:.0f}", f"{statistics.median(share):.0%} ({min(share):.0%} … {max(share):.0%})"],
+            ["plain transformers, 8 rows at a time", f"{tokens / median['plain']:.0f}", f"{median['its matrix products alone'] / median['plain']:.0%}"],
+        ],
+    )  # fmt: skip
+    unlike = [e for n in (20, 60, 150, 300) for e in random_preferences(2, n // 2, (n // 2, n // 3))]
+    random.Random(SEED).shuffle(unlike)
+    found = timed({"rmkit": lambda: model.rewards(unlike), "plain": lambda: padded(unlike)}, rounds=3)
+    ratio = [a / b for a, b in zip(found["plain"], found["rmkit"], strict=True)]
+    rows = [
+        ["16 rows of 17 to 300 tokens, as they come, against plain transformers", f"{statistics.median(ratio):.2f}"]
+    ]
+    for length in (20, 40, 80):
+        (best_of,) = random_preferences(1, 200, [length] * 64)
+        parts = [
+            replace(best_of, completions=best_of.completions[i : i + 16], ranks=(0,) * 16) for i in range(0, 64, 16)
+        ]
+        simple = [replace(best_of, completions=(c,), ranks=(0,)) for c in best_of.completions]
+
+        def apart(simple: list = simple) -> None:
+            with torch.no_grad():
+                for i in range(0, 64, 4):
+                    model(collate(simple[i : i + 4], 0))
+
+        found = timed({"shared": lambda parts=parts: model.rewards(parts), "apart": apart}, rounds=3)
+        ratio = [a / b for a, b in zip(found["apart"], found["shared"], strict=True)]
+        rows.append(
+            [
+                f"best of 64 answers of {length} tokens to a prompt of 200: a shared prompt against none",
+                f"{statistics.median(ratio):.2f}",
+            ]
+        )
+    table("Scoring, what the layout saves", ["", "faster by"], rows)
+
+
+# --- (e): growth ------------------------------------------------------------------------------------------------------
+
+
+def growth() -> None:
+    """Scoring and a training step (forward, backward), by pairs, by length and by completions a prompt."""
+    import torch
+
+    from rmkit import RewardModel, bradley_terry, load_backbone
+
+    torch.set_num_threads(1)
+    model = RewardModel(load_backbone("smollm2-135m"))
+
+    def backward(data: list) -> None:
+        for micro in model.micro_batches(data):
+            batch = model.batch([data[i] for i in micro])
+            bradley_terry(model(batch), batch.ranks).sum().backward()
+        model.zero_grad()
+
+    cases = [(f"{n} pairs, rows of 64 tokens", random_preferences(n, 32, (32, 32))) for n in (4, 8, 16)]
+    cases += [
+        (f"2 pairs, rows of {n} tokens", random_preferences(2, n // 2, (n // 2, n // 2))) for n in (64, 128, 256, 512)
+    ]
+    cases += [
+        (f"1 prompt of 128 tokens, {k} answers of 32", random_preferences(1, 128, [32] * k)) for k in (2, 4, 8, 16)
+    ]
+    rows = []
+    for name, data in cases:
+        found = timed({"scoring": lambda d=data: model.rewards(d), "training": lambda d=data: backward(d)}, rounds=3)
+        tokens = sum(model.lay_out([e]).tokens for e in data)
+        score, train = (statistics.median(found[n]) for n in ("scoring", "training"))
+        rows.append(
+            [
+                name,
+                tokens,
+                f"{score:.2f}",
+                f"{1000 * score / tokens:.2f}",
+                f"{train:.2f}",
+                f"{1000 * train / tokens:.2f}",
+            ]
+        )
+    table(
+        "How time grows", ["", "tokens computed", "scoring, CPU s", "ms a token", "forward and backward, CPU s", "ms a token"], rows
+    )  # fmt: skip
+
+
+# --- the report ---------------------------------------------------------------------------------------------------------
+
+REPORT: list[str] = []
+
+
+def say(text: str) -> None:
+    REPORT.append(text)
+    print(text, flush=True)
+
+
+def table(title: str, head: list[str], rows: list[list]) -> None:
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *rows)]
+    say(f"\n**{title}**\n\n" + "\n".join(lines))
+
+
+def machine() -> str:
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
+    packages = []
+    for package in ("torch", "transformers", "trl", "accelerate"):
+        with contextlib.suppress(PackageNotFoundError):
+            packages.append(f"{package} {version(package)}")
+    return f"{name}, {os.cpu_count()} cores; Python {platform.python_version()}, {', '.join(packages)}; {datetime.date.today()}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("hh_rlhf", nargs="?", help="a .jsonl or .jsonl.gz file of HH-RLHF")
+    parser.add_argument("--only", default="abce", help="a: training, b: frozen layers, c: scoring, e: growth")
+    parser.add_argument("--out", default=str(ROOT / "data" / "benchmarks.md"))
+    arguments = parser.parse_args()
+    os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
+    say(
+        f"# Benchmarks\n\nCPU time of one thread, SmolLM2-135M in fp32, {BATCH} pairs a step. Written by `python -m "
+        f"tests.benchmarks` on {machine()}. Medians, and in brackets the least and the most."
+    )
+    with tempfile.TemporaryDirectory() as cache:  # a store that is empty at first
+        backbones = Path(cache) / "backbones"
+        from rmkit import cache_folder, load_backbone
+
+        load_backbone("smollm2-135m")
+        backbones.symlink_to(cache_folder() / "backbones")
+        os.environ["RMKIT_CACHE"] = cache
+        if "a" in arguments.only:
+            for name, data in (dialogues(arguments.hh_rlhf, 24), ("json_vs_text", json_pairs(24))):
+                best = best_setting(data)
+                training(f"Training everything: {described(name, data)}", data, "all", ["as documented", best])
+        if "b" in arguments.only:
+            data = json_pairs(32)
+            for trainable in ("head", "last:2"):
+                training(
+                    f"Epochs after the first, `{trainable}`: {described('json_vs_text', data)}",
+                    data,
+                    trainable,
+                    ["no checkpointing"],
+                    skip=1,
+                )
+    for letter, part in (("c", scoring), ("e", growth)):
+        if letter in arguments.only:
+            part()
+    Path(arguments.out).write_text("\n".join(REPORT) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
