@@ -137,7 +137,7 @@ def choose_backbone(source: str | None = None) -> Choice:
         why = f"{free / 1e9:.0f} GB of GPU memory are free, and TinyLlama wants {TINYLLAMA_BYTES / 1e9:.0f}."
         return Choice(SMOLLM2, device, why)
     if autocast_dtype(device) is None:
-        return Choice(SMOLLM2, device, "This GPU has no bf16, and TinyLlama in fp32 would be slow.")
+        return Choice(SMOLLM2, device, "This GPU is fast in no 16-bit format, and TinyLlama in fp32 would be slow.")
     if not _hub_has(*TINYLLAMA_HUB, "model.safetensors"):
         return Choice(SMOLLM2, device, "TinyLlama is neither in the hub's cache nor to be reached.")
     return Choice(TINYLLAMA, device, "The default on a GPU of this size.")
@@ -152,10 +152,13 @@ def _largest_trainable(model: PreTrainedModel) -> str:
 
 
 def autocast_dtype(device: str) -> torch.dtype | None:
-    """bf16 on a GPU that computes in it; None, the dtype of the weights (fp32), on older GPUs and on a CPU."""
-    if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+    """bf16 on a GPU that computes in it, else fp16 where there are matrix units for it (from compute capability 7.0, such
+    as a T4; `fit` then scales the loss); None, the dtype of the weights (fp32), on older GPUs and on a CPU."""
+    if device != "cuda":
+        return None
+    if torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16
-    return None
+    return torch.float16 if torch.cuda.get_device_capability() >= (7, 0) else None
 
 
 def _hash_of_weights(folder: Path) -> str:

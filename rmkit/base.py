@@ -82,10 +82,10 @@ class BaseRewardModel(nn.Module):
     def run(self, layers: nn.Module, batch: Batch) -> torch.Tensor:
         """The hidden states [N, T, H] that the body, or a part of it, gives for a batch."""
         text = {"input_ids": batch.input_ids} if batch.hidden is None else {"inputs_embeds": batch.hidden}
+        if batch.is_shared:  # else causal attention is enough: padding stands on the right, where no token looks
+            text |= {"attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            return layers(
-                **text, attention_mask=batch.attention_mask, position_ids=batch.position_ids, use_cache=False
-            ).last_hidden_state
+            return layers(**text, use_cache=False).last_hidden_state
 
     def encode(self, preferences: Sequence[Preference], called: str = "preference") -> list[Encoded]:
         """Token ids of all preferences. Raises PreferenceError with every one that cannot be encoded, by its index.

@@ -89,8 +89,8 @@ def gpu():
     if not torch.cuda.is_available():
         return "none that torch can use" + ("" if torch.version.cuda else ": this torch is built without CUDA"), None
     free, total = torch.cuda.mem_get_info()
-    bf16 = "computes in bf16" if backbones.autocast_dtype("cuda") else "no bf16"
-    return f"{torch.cuda.get_device_name()}, {free / 1e9:.1f} GB free of {total / 1e9:.1f}, {bf16}", None
+    dtype = str(backbones.autocast_dtype("cuda") or torch.float32).removeprefix("torch.")
+    return f"{torch.cuda.get_device_name()}, {free / 1e9:.1f} GB free of {total / 1e9:.1f}, computes in {dtype}", None
 
 
 def disk():

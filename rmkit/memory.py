@@ -132,15 +132,15 @@ def bytes_a_token(model: BaseRewardModel) -> float:
 
 def _saved_bytes(model: BaseRewardModel, batch: Batch) -> int:
     """Bytes of what a forward pass keeps for the backward one, each storage once. Parameters are among them in any batch."""
-    seen = {}
+    kept = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model.hidden_states(batch).sum()
-    return sum(seen.values())
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 def _longest(encoded: Sequence[Encoded]) -> list[Encoded]:

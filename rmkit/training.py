@@ -21,7 +21,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from rmkit.base import BaseRewardModel, share
-from rmkit.batching import Encoded, ranks_tensor
+from rmkit.batching import PADDING, Encoded, ranks_tensor
 from rmkit.checkpoints import CheckpointError, Checkpoints, fill, fingerprint, snapshot
 from rmkit.losses import bradley_terry
 from rmkit.memory import MemoryPlan, PeakMemory, plan_memory
@@ -174,8 +174,8 @@ def fit(
         during.enter_context(computed_once(model, run.train + run.validation))
         memory = during.enter_context(PeakMemory(model.device))
         if run.plan.checkpointing:
-            model.body.gradient_checkpointing_enable({"use_reentrant": False})
-            during.callback(model.body.gradient_checkpointing_disable)
+            model.body.activation_checkpointing_enable({"use_reentrant": False})
+            during.callback(model.body.activation_checkpointing_disable)
         try:
             run.go(checkpoints)
         except NonFiniteLoss as error:
@@ -214,7 +214,8 @@ class Run:
         if isinstance(loss, nn.Module):
             loss.to(model.device)
         self.model, self.trained = model, trained_parameters(model, loss)
-        self.accelerator = Accelerator(device_placement=False)  # the model is where it was loaded to
+        # the model is where it was loaded to, and knows its own precision
+        self.accelerator = Accelerator(device_placement=False, mixed_precision="no")
         self.plan = self._agreed(plan_memory(model, [*train, *validation], config.micro_batch_tokens))
         # fp16 knows no number below 6e-8: gradients on their way back through the body are kept above
         self.loss_scale = 2.0**14 if model.autocast is torch.float16 else 1.0
@@ -313,7 +314,9 @@ class Run:
 
     def _add_gradients(self, encoded: list[Encoded], ranks: torch.Tensor) -> list[torch.Tensor]:
         """Losses [B] and rewards [B, K] of a step, and its tokens. Each process computes its share of the micro-batches."""
-        losses, rewards, tokens = torch.zeros(len(encoded)), torch.zeros(ranks.shape), torch.tensor(0)
+        device = self.model.device  # where they stay to the end of the step: a copy would wait for what computes there
+        losses, rewards = torch.zeros(len(encoded), device=device), torch.zeros(ranks.shape, device=device)
+        tokens = torch.tensor(0, device=device)
         self.model.train()
         shares = share(self.model, encoded, self.plan.micro_batch_tokens, self.accelerator)
         for n, (micro, counts) in enumerate(shares, start=1):
@@ -325,15 +328,16 @@ class Run:
                 weight = self.loss_scale * self.accelerator.num_processes * counts / len(encoded)
                 self.accelerator.backward(weight * of_each.sum())
             if counts:
-                losses[micro] = of_each.detach().float().cpu()
-                rewards[micro, : found.shape[1]] = found.detach().cpu()
-                tokens += batch.tokens
+                losses[micro] = of_each.detach().float()
+                rewards[micro, : found.shape[1]] = found.detach()
+                tokens += (batch.segment != PADDING).sum()
         if self.accelerator.num_processes > 1:
             losses, rewards, tokens = self._of_all_processes(losses, rewards, tokens)
         if self.loss_scale != 1:
             for parameter in self.trained.values():
-                parameter.grad /= self.loss_scale
-        return [losses, rewards, tokens]
+                if parameter.grad is not None:
+                    parameter.grad /= self.loss_scale
+        return [losses.cpu(), rewards.cpu(), tokens.cpu()]
 
     def _agreed(self, plan: MemoryPlan) -> MemoryPlan:
         """The plan of the process that has least room: all must cut the same micro-batches."""
@@ -346,7 +350,7 @@ class Run:
         for name, parameter in self.trained.items():
             if name.startswith("loss."):  # it is in no replica
                 parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
-        return [self.accelerator.reduce(tensor.to(self.model.device)).cpu() for tensor in found]
+        return [self.accelerator.reduce(tensor) for tensor in found]
 
     def _give_up(self, what: str, rows: list[int]) -> None:
         self.optimizer.zero_grad()
@@ -377,8 +381,9 @@ class Run:
         if any(name.startswith("loss.") for name in self.trained):  # its values change with training, as weights do
             return {"loss": type(self.loss).__qualname__}
         kinds = ranks_tensor([e for _, e in sorted({e.ranks: e for e in self.train}.items())])  # of judgement
+        sample = torch.linspace(-2, 2, kinds.numel()).view(kinds.shape)
         with torch.no_grad():
-            losses = self.loss(torch.linspace(-2, 2, kinds.numel()).view(kinds.shape), kinds)
+            losses = self.loss(sample.to(self.model.device), kinds.to(self.model.device))
         return {
             "loss": getattr(self.loss, "__qualname__", re.sub(r" at 0x\w+", "", repr(self.loss))),  # a partial, say
             "losses of a sample": [f"{value:.5g}" for value in losses.tolist()],  # two of one name may differ
@@ -439,7 +444,7 @@ def validate(
             f"after step {step}, the rewards of the validation preferences {bad} are not finite. {REMEDY}"
         )
     accuracy = pairwise_accuracy(rewards, ranks)
-    mean = loss(rewards, ranks).mean().item()
+    mean = loss(rewards.to(model.device), ranks.to(model.device)).mean().item()
     return {
         "loss": mean,
         "accuracy": accuracy.value,

@@ -45,12 +45,13 @@ def test_default_without_gpu_is_smollm2():
 def gpu(monkeypatch):
     """A function that makes torch report a GPU, with so much memory free and so much held by this process."""
 
-    def pretend(free, reserved=0.0, allocated=0.0, bf16=True):
+    def pretend(free, reserved=0.0, allocated=0.0, bf16=True, capability=(7, 5)):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 80e9))
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: reserved)
         monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: allocated)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
 
     return pretend
 
@@ -61,7 +62,8 @@ def gpu(monkeypatch):
         ({"free": 3e9}, True, SMOLLM2, "cpu", "Only 3 GB of GPU memory are free."),
         ({"free": 4e9}, True, SMOLLM2, "cuda", "4 GB of GPU memory are free, and TinyLlama wants 12."),
         ({"free": 1e9, "reserved": 10e9}, True, SMOLLM2, "cuda", "11 GB of GPU memory are free, and"),
-        ({"free": 80e9, "bf16": False}, True, SMOLLM2, "cuda", "no bf16"),
+        ({"free": 80e9, "bf16": False, "capability": (6, 1)}, True, SMOLLM2, "cuda", "fast in no 16-bit format"),
+        ({"free": 15e9, "bf16": False}, True, TINYLLAMA, "cuda", "The default on a GPU of this size."),
         ({"free": 80e9}, False, SMOLLM2, "cuda", "neither in the hub's cache nor to be reached"),
         ({"free": 12e9}, True, TINYLLAMA, "cuda", "The default on a GPU of this size."),
         ({"free": 2e9, "reserved": 10e9}, True, TINYLLAMA, "cuda", "The default on a GPU of this size."),
@@ -94,10 +96,16 @@ def test_largest_trainable_set_fits_the_gpu(gpu, machine, trainable):
 
 
 @pytest.mark.parametrize(
-    ("device", "bf16", "dtype"), [("cuda", True, torch.bfloat16), ("cuda", False, None), ("cpu", True, None)]
+    ("device", "bf16", "capability", "dtype"),
+    [
+        ("cuda", True, (8, 0), torch.bfloat16),
+        ("cuda", False, (7, 5), torch.float16),
+        ("cuda", False, (6, 1), None),
+        ("cpu", True, None, None),
+    ],
 )
-def test_autocast_only_where_the_gpu_computes_in_bf16(gpu, device, bf16, dtype):
-    gpu(free=80e9, bf16=bf16)
+def test_autocast_only_where_the_gpu_is_fast_in_it(gpu, device, bf16, capability, dtype):
+    gpu(free=80e9, bf16=bf16, capability=capability)
     assert backbones.autocast_dtype(device) is dtype
 
 

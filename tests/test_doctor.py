@@ -185,8 +185,9 @@ def test_gpu(ready, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     _, lines = examine(capsys)
-    assert lines["gpu"][1] == "Tesla T4, 9.0 GB free of 16.0, no bf16"
+    assert lines["gpu"][1] == "Tesla T4, 9.0 GB free of 16.0, computes in float16"
     assert lines["backbone"][1] == "smollm2-135m on cuda. 9 GB of GPU memory are free, and TinyLlama wants 12."
 
 

@@ -15,14 +15,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
-import itertools
-import multiprocessing as mp
 import os
 import platform
 import random
-import resource
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -30,101 +26,10 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from tests.benchmarks.turns import BATCH, SEED, rmkit_steps, take_turns, trl_steps
+
 ROOT = Path(__file__).resolve().parents[2]
-BATCH, EPOCHS, SEED = 8, 3, 0
-
-
-# --- the runners: each a process that does one step when it is told to -----------------------------------------
-
-
-def rmkit_steps(go: Callable, report: Callable, data: list, trainable: str, epochs: int) -> None:
-    """`fit`'s own step on encoded pairs."""
-    import torch
-
-    from rmkit import RewardModel, TrainConfig, bradley_terry, computed_once, load_backbone
-    from rmkit.training import Run, draw_batches
-
-    torch.manual_seed(SEED)
-    model = RewardModel(load_backbone("smollm2-135m"), trainable=trainable)
-    config = TrainConfig(batch_size=BATCH, epochs=epochs)
-    run = Run(model, data, data[:1], config, bradley_terry)
-    with computed_once(model, data):
-        for indices in itertools.islice(draw_batches(len(data), config), run.total):
-            go()
-            began = time.process_time()
-            run._train(indices)
-            report(time.process_time() - began)
-
-
-def trl_steps(
-    go: Callable, report: Callable, data: list, trainable: str, epochs: int, per_device: int = BATCH, **options
-) -> None:
-    """RewardTrainer's step on the same tokens."""
-    import torch
-    from datasets import Dataset
-    from transformers import AutoModelForSequenceClassification, TrainerCallback
-    from trl import RewardConfig, RewardTrainer
-
-    from rmkit import load_backbone
-    from rmkit.base import set_trainable
-    from rmkit.smollm2 import smollm2_folder
-
-    class Turns(TrainerCallback):
-        def on_step_begin(self, *_, **__):
-            go()
-            self.began = time.process_time()
-
-        def on_step_end(self, *_, **__):
-            report(time.process_time() - self.began)
-
-    tokenizer = load_backbone("smollm2-135m").tokenizer  # whose padding is not its end of turn
-    model = AutoModelForSequenceClassification.from_pretrained(smollm2_folder(), num_labels=1, dtype=torch.float32)
-    model.config.pad_token_id = tokenizer.pad_token_id
-    set_trainable(model.model, trainable)
-    rows = {"chosen_ids": [[*e.prompt, *e.completions[0]] for e in data]}
-    rows |= {"rejected_ids": [[*e.prompt, *e.completions[1]] for e in data]}
-    rows |= {"length": [e.length for e in data]}
-    with tempfile.TemporaryDirectory() as folder:
-        config = RewardConfig(
-            folder, per_device_train_batch_size=per_device, gradient_accumulation_steps=BATCH // per_device,
-            num_train_epochs=epochs, max_length=None, bf16=False, use_cpu=True, report_to="none", save_strategy="no",
-            disable_tqdm=True, dataloader_pin_memory=False, remove_unused_columns=False, seed=SEED, **options,
-        )  # fmt: skip
-        RewardTrainer(
-            model, config, train_dataset=Dataset.from_dict(rows), processing_class=tokenizer, callbacks=[Turns()]
-        ).train()
-
-
-def _in_turns(runner: Callable, pipe: mp.connection.Connection, arguments: dict) -> None:
-    """The life of such a process: it says ready, and then does what it is told, one step at a time."""
-    import torch
-
-    torch.set_num_threads(1)
-    with contextlib.redirect_stdout(sys.stderr):
-        runner(lambda: (pipe.send("ready"), pipe.recv()), pipe.send, **arguments)
-    pipe.send(("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))  # of Linux: kB
-
-
-def take_turns(runners: dict[str, tuple[Callable, dict]], steps: int) -> dict[str, tuple[list[float], float]]:
-    """By name: the CPU seconds of every step, and the peak memory in bytes. One step of each, then the next of each."""
-    context, pipes, seconds, peaks = mp.get_context("spawn"), {}, {name: [] for name in runners}, {}
-    processes = []
-    for name, (runner, arguments) in runners.items():
-        pipes[name], theirs = context.Pipe()
-        processes.append(context.Process(target=_in_turns, args=(runner, theirs, arguments), daemon=True))
-        processes[-1].start()
-        theirs.close()
-    for _ in range(steps):
-        for name, pipe in pipes.items():
-            assert pipe.recv() == "ready"
-            pipe.send("go")
-            seconds[name].append(pipe.recv())
-            print(f"    {name}: {seconds[name][-1]:.1f} s", file=sys.stderr, flush=True)
-    for name, pipe in pipes.items():
-        peaks[name] = pipe.recv()[1]
-    for process in processes:
-        process.join()
-    return {name: (seconds[name], peaks[name]) for name in runners}
+LONGEST = 512  # tokens a row: longer pairs are left out, as TRL does beyond its max_length
 
 
 # --- data -------------------------------------------------------------------------------------------------------
@@ -151,14 +56,15 @@ def dialogues(path: str | None, pairs: int) -> tuple[str, list]:
             data = load_preferences(path)
         except PreferenceError as error:  # its text is not to be shown
             data = error.usable
-        chosen, name = rng.sample(data, pairs), "HH-RLHF"
+        chosen, name = rng.sample(data, 2 * pairs), "HH-RLHF"
     else:
         own, name = load_preferences("json_vs_text"), "long prompts made of json_vs_text"
         chosen = [
             replace(p, prompt=" ".join([q.completions[1] for q in rng.sample(own, rng.randint(1, 12))] + [p.prompt]))
-            for p in rng.sample(own, pairs)
+            for p in rng.sample(own, 2 * pairs)
         ]
-    return name, [encode(p, tokenizer) for p in chosen]
+    encoded = [encode(p, tokenizer) for p in chosen]
+    return f"{name} of at most {LONGEST} tokens a row", [e for e in encoded if e.length <= LONGEST][:pairs]
 
 
 def described(name: str, data: list) -> str:
@@ -174,7 +80,6 @@ BY_LENGTH = {"train_sampling_strategy": "group_by_length", "length_column_name":
 SETTINGS = {
     "as documented": DOCUMENTED,
     "no checkpointing": {"gradient_checkpointing": False},
-    "no checkpointing, by length": {"gradient_checkpointing": False, **BY_LENGTH},
     "no checkpointing, a pair at a time": {"gradient_checkpointing": False, "per_device": 1},
     "no checkpointing, by length, two at a time": {"gradient_checkpointing": False, "per_device": 2, **BY_LENGTH},
 }
@@ -182,6 +87,7 @@ SETTINGS = {
 
 def best_setting(data: list) -> str:
     """Of TRL, beside its documented one: the one that took least CPU time in one epoch."""
+    data = data[: 2 * BATCH]
     steps = -(-len(data) // BATCH)
     tried = {
         name: (trl_steps, {"data": data, "trainable": "all", "epochs": 1, **options})
@@ -192,16 +98,16 @@ def best_setting(data: list) -> str:
     for name, runner in tried.items():  # one after the other: five models at once are too much memory
         seconds[name] = sum(take_turns({name: runner}, steps)[name][0])
     table(
-        "TRL's settings, one epoch",
+        f"TRL's settings, one epoch of {len(data)} pairs",
         ["setting", "pairs per CPU-second"],
         [[n, f"{len(data) / s:.3f}"] for n, s in seconds.items()],
     )
     return min(seconds, key=seconds.get)
 
 
-def training(title: str, data: list, trainable: str, settings: Sequence[str], skip: int = 0) -> None:
-    """Epochs of both; skip: epochs that do not count."""
-    epochs, steps = EPOCHS + skip, -(-len(data) // BATCH)
+def training(title: str, data: list, trainable: str, settings: Sequence[str], epochs: int, skip: int = 0) -> None:
+    """Epochs of both; skip: epochs before them that do not count."""
+    epochs, steps = epochs + skip, -(-len(data) // BATCH)
     shared = {"data": data, "trainable": trainable, "epochs": epochs}
     runners = {"rmkit": (rmkit_steps, shared)}
     runners |= {f"TRL, {name}": (trl_steps, shared | SETTINGS[name]) for name in settings}
@@ -425,6 +331,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("hh_rlhf", nargs="?", help="a .jsonl or .jsonl.gz file of HH-RLHF")
     parser.add_argument("--only", default="abce", help="a: training, b: frozen layers, c: scoring, e: growth")
+    parser.add_argument("--pairs", type=int, default=24, help="to train on")
+    parser.add_argument("--epochs", type=int, default=3, help="of which the median is taken")
     parser.add_argument("--out", default=str(ROOT / "data" / "benchmarks.md"))
     arguments = parser.parse_args()
     os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
@@ -440,19 +348,17 @@ def main() -> None:
         backbones.symlink_to(cache_folder() / "backbones")
         os.environ["RMKIT_CACHE"] = cache
         if "a" in arguments.only:
-            for name, data in (dialogues(arguments.hh_rlhf, 24), ("json_vs_text", json_pairs(24))):
-                best = best_setting(data)
-                training(f"Training everything: {described(name, data)}", data, "all", ["as documented", best])
+            for name, data in (
+                dialogues(arguments.hh_rlhf, arguments.pairs),
+                ("json_vs_text", json_pairs(arguments.pairs)),
+            ):
+                title, settings = f"Training everything: {described(name, data)}", ["as documented", best_setting(data)]
+                training(title, data, "all", settings, arguments.epochs)
         if "b" in arguments.only:
             data = json_pairs(32)
             for trainable in ("head", "last:2"):
-                training(
-                    f"Epochs after the first, `{trainable}`: {described('json_vs_text', data)}",
-                    data,
-                    trainable,
-                    ["no checkpointing"],
-                    skip=1,
-                )
+                title = f"Epochs after the first, `{trainable}`: {described('json_vs_text', data)}"
+                training(title, data, trainable, ["no checkpointing"], arguments.epochs, skip=1)
     for letter, part in (("c", scoring), ("e", growth)):
         if letter in arguments.only:
             part()

@@ -129,11 +129,10 @@ class Figures:
 
     def cells(self, rate: float | None) -> list[str]:
         """rate: of matrix products alone, FLOP/s; MFU is the share of it that was reached."""
-        speeds = (self.tokens / self.seconds, self.pairs / self.seconds, self.flops / self.seconds)
-        share = f"{speeds[2] / rate:.1%}" if rate else ""
-        named = (f"{speeds[0]:,.0f}", f"{speeds[1]:,.1f}", f"{speeds[2] / 1e12:.3g}")
         budget = f"{self.budget:,}" + ", layers twice" * self.checkpointing
-        return [budget, *named, share, f"{self.memory / 1e9:.1f}"]
+        tokens, pairs, speed = (count / self.seconds for count in (self.tokens, self.pairs, self.flops))
+        share = f"{speed / rate:.1%}" if rate else ""
+        return [budget, f"{tokens:,.0f}", f"{pairs:,.1f}", f"{speed / 1e12:.3g}", share, f"{self.memory / 1e9:.1f}"]
 
 
 class Written:
@@ -179,7 +178,7 @@ class Written:
 def release() -> None:
     """Free the memory of what is no longer used, and let the next trainer choose its own precision."""
     gc.collect()
-    if torch.cuda.is_available():
+    with contextlib.suppress(RuntimeError):  # of a GPU that a row has broken: the report is still to be ended
         torch.cuda.empty_cache()
     AcceleratorState._reset_state(reset_partial_state=True)  # which all Accelerators of a process share
 
@@ -262,17 +261,16 @@ def train(
     encoded = shape.draw(setting.config.vocab_size)
     config = rmkit.TrainConfig(batch_size=shape.pairs, micro_batch_tokens=budget, max_steps=1000)
     run = Run(model, encoded, encoded[:1], config, rmkit.bradley_terry)
-    micro = model.micro_batches(encoded, run.plan.micro_batch_tokens)
+    plan = run.plan
+    micro = model.micro_batches(encoded, plan.micro_batch_tokens)
     needed = flops(model, [model.lay_out([encoded[i] for i in indices]) for indices in micro])
-    if run.plan.checkpointing:
+    if plan.checkpointing:
         model.body.gradient_checkpointing_enable({"use_reentrant": False})
     records = []
     with PeakMemory(model.device) as memory:
         seconds = timed(lambda: records.append(run._take_step(list(range(shape.pairs)))), setting)
-    tokens = records[-1]["tokens"]
-    return Figures(
-        seconds, shape.pairs, tokens, needed, memory.peak, run.plan.micro_batch_tokens, run.plan.checkpointing
-    )
+    did = (seconds, shape.pairs, records[-1]["tokens"], needed, memory.peak)
+    return Figures(*did, plan.micro_batch_tokens, plan.checkpointing)
 
 
 def train_small(setting: Setting, trainable: str, autocast: torch.dtype, budgets: Sequence[int | None]) -> Figures:
@@ -312,26 +310,18 @@ def train_with_trl(setting: Setting, shape: Shape, checkpointing: bool) -> Figur
     ours = rmkit.RewardModel(backbone)  # to count with: it has the same body
     batches = [ours.collate(encoded[i : i + setting.trl_pairs]) for i in range(0, shape.pairs, setting.trl_pairs)]
     needed, tokens = flops(ours, batches), sum(batch.tokens for batch in batches)
-    texts = [[list(e.prompt + completion) for completion in e.completions] for e in encoded] * (
-        setting.warm_up + setting.steps
-    )
-    data = Dataset.from_dict(dict(zip(("chosen_ids", "rejected_ids"), zip(*texts, strict=True), strict=True)))
-    clock = Clock(setting)
+    steps, clock = setting.warm_up + setting.steps, Clock(setting)
+    chosen, rejected = ([list(e.prompt + e.completions[k]) for e in encoded] for k in range(2))
+    data = Dataset.from_dict({"chosen_ids": chosen * steps, "rejected_ids": rejected * steps})
     with tempfile.TemporaryDirectory() as folder, PeakMemory(ours.device) as memory:
         config = RewardConfig(
-            folder,
-            per_device_train_batch_size=setting.trl_pairs,
-            gradient_accumulation_steps=shape.pairs // setting.trl_pairs,
-            gradient_checkpointing=checkpointing,
-            bf16=True,
-            learning_rate=1e-5,
-            max_steps=setting.warm_up + setting.steps,
-            use_cpu=setting.is_smoke,
-            save_strategy="no",
-            report_to="none",
-        )
-        tokenizer = backbone.tokenizer
-        RewardTrainer(backbone.model, config, train_dataset=data, processing_class=tokenizer, callbacks=[clock]).train()
+            folder, per_device_train_batch_size=setting.trl_pairs, max_steps=steps, learning_rate=1e-5, bf16=True,
+            gradient_accumulation_steps=shape.pairs // setting.trl_pairs, gradient_checkpointing=checkpointing,
+            use_cpu=setting.is_smoke, save_strategy="no", report_to="none",
+        )  # fmt: skip
+        RewardTrainer(
+            backbone.model, config, train_dataset=data, processing_class=backbone.tokenizer, callbacks=[clock]
+        ).train()
     seconds, budget = statistics.median(clock.seconds[setting.warm_up :]), batches[0].input_ids.numel()
     return Figures(seconds, shape.pairs, tokens, needed, memory.peak, budget, checkpointing)
 
@@ -377,14 +367,12 @@ def main() -> int:
     parser.add_argument("--smoke", action="store_true", help="on the CPU, in miniature: does the script work?")
     options = parser.parse_args()
     if not options.smoke and not torch.cuda.is_available():
-        print(
-            "This measures a CUDA GPU, and torch finds none here; --smoke tries the script on a CPU.", file=sys.stderr
-        )
+        print("This measures a CUDA GPU, and there is none; --smoke tries the script on a CPU.", file=sys.stderr)
         return 2
-    report = Written(options.out, psutil.Process().create_time() + options.seconds)
+    began = max(psutil.Process().create_time(), time.time() - 60)  # or later, where the machine's clock was set since
+    report = Written(options.out, began + options.seconds)
     setting = SMOKE if options.smoke else GPU
     rates = header(report, setting)
-
     cells = partial(Figures.cells, rate=rates[torch.bfloat16])
 
     report.table("TinyLlama-1.1B, autocast in bf16", "trainable", "a step", *COLUMNS)
@@ -398,7 +386,7 @@ def main() -> int:
         "\nA step: its pairs, and the tokens of a prompt and of each completion. Random weights: speed and memory do not "
         "depend on them. Seconds are those of the median step, with all that `fit` does in one; what is frozen is computed "
         "in every step. MFU: of the bf16 rate above, and of the operations that a step needs, no matter what was computed "
-        "(`flops` in this script)."
+        "(`flops` in this script). Peak GB: of tensors, those of the unused language-model head among them."
     )
 
     report.table("TinyLlama-1.1B in the memory of a 16 GB card", "trainable", "autocast", *COLUMNS)
@@ -415,7 +403,8 @@ def main() -> int:
 
     report.table("Against TRL's RewardTrainer", "trainer", "a step", *COLUMNS)
     for shape in (setting.rows, setting.dialogues):
-        row = shape.prompt + 2 * shape.longest if shape == setting.dialogues else 2 * (shape.prompt + shape.longest)
+        prompts = 1 if shape == setting.dialogues else 2  # of a pair, as rmkit lays it out
+        row = prompts * shape.prompt + 2 * shape.longest
         report.row(["rmkit", shape], cells, train, setting, "all", shape, setting.trl_pairs * row)
         report.row(["TRL, its defaults", shape], cells, train_with_trl, setting, shape, True)
         report.row(["TRL, no gradient checkpointing", shape], cells, train_with_trl, setting, shape, False)
