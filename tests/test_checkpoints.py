@@ -46,7 +46,7 @@ from tests.kill_tool import FORKS, Job, in_a_process, kill_again_and_again, last
 
 FORKS.set_forkserver_preload(["tests.kill_tool", "tests.test_checkpoints"])
 # 11 to train on, so that the last of three batches of 4 is a short one; the validations fall into epochs, not at their ends
-CONFIG = TrainConfig(learning_rate=3e-3, batch_size=4, micro_batch_tokens=100, max_steps=8, eval_every=2, patience=None)
+CONFIG = TrainConfig(learning_rate=3e-3, batch_size=4, micro_batch_tokens=180, max_steps=8, eval_every=2, patience=None)
 ROWS = (slice(0, 330, 30), slice(0, 70, 10))
 DIED = 77
 
