@@ -39,3 +39,11 @@ def test_what_the_package_needs_is_pinned_and_every_pin_is_exact():
 def test_the_ci_runs_the_test_command_of_the_readme():
     assert "pytest --nbval notebooks tests" in README
     assert "pytest --nbval notebooks tests" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_speeds_that_the_readme_quotes_were_measured():
+    """Row by row out of the benchmarks' report."""
+    section = README.split("## How fast")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    measured = (ROOT / "tests" / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8").splitlines()
+    assert len(rows) > 6 and set(rows) <= set(measured)

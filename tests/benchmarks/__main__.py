@@ -4,7 +4,7 @@
     python -m tests.benchmarks [HH_RLHF] [--only LETTERS] [--out FILE]   about an hour on two slow cores
 
 HH_RLHF: a .jsonl(.gz) file of Anthropic's HH-RLHF, whose dialogues make long shared prompts; without it, pairs of the
-workbook's own texts behind long prompts stand in. FILE: data/benchmarks.md unless said otherwise.
+workbook's own texts behind long prompts stand in. FILE: tests/benchmarks/RESULTS.md unless said otherwise.
 
 Everything is CPU time of one thread. What is compared takes turns, a step each, in processes of its own, which also
 gives each its own peak of memory. fp32, the same weights, tokens, pairs a step and trained parameters, AdamW.
@@ -28,7 +28,6 @@ from pathlib import Path
 
 from tests.benchmarks.turns import BATCH, SEED, rmkit_steps, take_turns, trl_steps
 
-ROOT = Path(__file__).resolve().parents[2]
 LONGEST = 512  # tokens a row: longer pairs are left out, as TRL does beyond its max_length
 
 
@@ -282,7 +281,7 @@ def growth() -> None:
     ]
     rows = []
     for name, data in cases:
-        found = timed({"scoring": lambda d=data: model.rewards(d), "training": lambda d=data: backward(d)}, rounds=3)
+        found = timed({"scoring": lambda d=data: model.rewards(d), "training": lambda d=data: backward(d)}, rounds=2)
         tokens = sum(model.lay_out([e]).tokens for e in data)
         score, train = (statistics.median(found[n]) for n in ("scoring", "training"))
         rows.append(
@@ -333,7 +332,7 @@ def main() -> None:
     parser.add_argument("--only", default="abce", help="a: training, b: frozen layers, c: scoring, e: growth")
     parser.add_argument("--pairs", type=int, default=24, help="to train on")
     parser.add_argument("--epochs", type=int, default=3, help="of which the median is taken")
-    parser.add_argument("--out", default=str(ROOT / "data" / "benchmarks.md"))
+    parser.add_argument("--out", default=str(Path(__file__).with_name("RESULTS.md")))
     arguments = parser.parse_args()
     os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
     say(
