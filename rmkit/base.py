@@ -51,6 +51,7 @@ class BaseRewardModel(nn.Module):
         self.backbone_name, self.revision = backbone.name, backbone.revision
         self.tokenizer, self.autocast = backbone.tokenizer, backbone.autocast
         self.body = backbone.model.base_model
+        self._no_split_modules = self.body._no_split_modules  # by which accelerate finds the layers that FSDP shards
         if any(isinstance(module, LoraLayer) for module in self.body.modules()):
             raise ValueError("this backbone has LoRA adapters of an earlier model: load it again")
         self.rewards_when_loaded: list[float] | None = None  # of two texts: two saved models of one backbone differ

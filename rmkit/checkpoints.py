@@ -19,6 +19,7 @@ import filelock
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rmkit.batching import Encoded
 
@@ -149,13 +150,17 @@ class Checkpoints:
 
 
 def snapshot(run: Run) -> tuple[dict, dict[str, torch.Tensor]]:
-    """(state, tensors): all that changes while a run of `fit` goes on."""
+    """(state, tensors): all that changes while a run of `fit` goes on. All processes take part; the tensors are whole, and
+    where they were in parts, on the CPU of the main process alone."""
     model, best = run.model, run.best
     tensors = {f"weights/{name}": p for name, p in run.trained.items()}
-    if best.step < run.step:
-        tensors |= {f"best/{name}": weight for name, weight in best.weights.items()}
     for i, moments in run.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{i}/{name}": moment for name, moment in moments.items()}
+    if run.sharded:  # one by one: a GPU has no room for all
+        gathered = ((name, whole(tensor.detach())) for name, tensor in tensors.items())
+        tensors = {name: tensor.cpu() for name, tensor in gathered if run.keeps}
+    if best.step < run.step:
+        tensors |= {f"best/{name}": weight for name, weight in best.weights.items()}
     tensors["random/cpu"] = torch.get_rng_state()  # dropout draws from it
     if model.device.type == "cuda":
         tensors["random/cuda"] = torch.cuda.get_rng_state(model.device)
@@ -188,8 +193,13 @@ def restore(run: Run, state: dict, tensors: dict[str, torch.Tensor]) -> None:
     run.step = state["step"]
     vars(run.history).update(history)
     vars(run.best).update(best)
-    run.best.weights = parts["best"] or parts["weights"]
+    run.best.weights = (parts["best"] or parts["weights"]) if run.keeps else {}
     fill(run.trained, parts["weights"])  # of what trains: all that is frozen stays
+    ordered = [p for group in run.optimizer.param_groups for p in group["params"]]
+    moments = {
+        i: {name: in_parts(moment, ordered[i]) if moment.ndim else moment for name, moment in moments[i].items()}
+        for i in sorted(moments)
+    }
     run.optimizer.load_state_dict(run.optimizer.state_dict() | {"state": moments})
     torch.set_rng_state(random)
     if run.model.device.type == "cuda" and "cuda" in parts["random"]:
@@ -197,10 +207,24 @@ def restore(run: Run, state: dict, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def fill(parameters: dict[str, torch.nn.Parameter], values: dict[str, torch.Tensor]) -> None:
-    """Give each parameter the value of its name."""
+    """Give each parameter the value of its name; one in parts, what the main process has for it."""
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(values[name])
+            parameter.copy_(in_parts(values.get(name), parameter))
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, gathered where FSDP has given each process a part: all must ask, in the same order."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def in_parts(value: torch.Tensor | None, parameter: torch.Tensor) -> torch.Tensor:
+    """`value` as it is, or where FSDP has given each process a part of `parameter`, such a part of the main process's value."""
+    if not isinstance(parameter, DTensor):
+        return value
+    like = {"dtype": parameter.dtype, "device": parameter.device}
+    value = torch.empty(parameter.shape, **like) if value is None else value.to(**like)
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements)
 
 
 def fingerprint(what: dict[str, torch.Tensor] | Sequence[Encoded]) -> str:

@@ -63,18 +63,21 @@ class MemoryPlan:
     bytes_free: float
 
 
-def plan_memory(model: BaseRewardModel, encoded: Sequence[Encoded], micro_batch_tokens: int | None) -> MemoryPlan:
+def plan_memory(
+    model: BaseRewardModel, encoded: Sequence[Encoded], micro_batch_tokens: int | None, parts: int = 1
+) -> MemoryPlan:
     """Decide before a run how it will fit: smaller micro-batches first, then gradient checkpointing (arXiv:1604.06174).
 
     Neither changes the gradient; checkpointing computes every layer's forward pass a second time. What a token keeps for
     the way back is measured on two small batches, the rest is counted: see `fixed_bytes`.
+    parts: into how many FSDP will cut the model, which is whole now.
     Raises MemoryError, on a GPU, where not even the longest preference fits, with what there is to change; warns on a
     CPU, where the operating system may still find room.
     """
     wanted = micro_batch_tokens or MICRO_BATCH_TOKENS[model.device.type]
     # one that is longer than the budget is a micro-batch of its own
     longest = max(model.lay_out([e]).input_ids.numel() for e in _longest(encoded))
-    free, fixed = free_bytes(model.device), fixed_bytes(model)
+    free, fixed = free_bytes(model.device), fixed_bytes(model, parts)
     with evaluating(model):  # which draws no random numbers
         a_token = bytes_a_token(model)
     layers = sum(any(p.requires_grad for p in layer.parameters()) for layer in model.body.layers) or 1
@@ -109,13 +112,22 @@ def free_bytes(device: torch.device) -> float:
     return psutil.virtual_memory().available
 
 
-def fixed_bytes(model: BaseRewardModel) -> float:
+def fixed_bytes(model: BaseRewardModel, parts: int = 1) -> float:
     """What training takes whatever the batch: of each trained parameter the fp32 gradient and AdamW's two moments, 12 bytes;
-    of each matrix the copy that autocast makes, 2 bytes; on a CPU the best weights so far, 4 bytes."""
+    of each matrix the copy that autocast makes, 2 bytes; on a CPU the best weights so far, 4 bytes.
+
+    Of a model in several parts, a process keeps one of all that trains, and gives the whole weights away; it gathers what is
+    outside the layers and two layers at a time, with their gradients, and of frozen weights it has a part more.
+    """
     trained = model.trainable_parameters()
     kept = 0 if model.device.type == "cuda" else 4
     copies = 2 * sum(p.numel() for p in model.body.parameters() if p.ndim >= 2) if model.autocast else 0
-    return (12 + kept) * trained + copies
+    if parts == 1:
+        return (12 + kept) * trained + copies
+    everything = sum(p.numel() for p in model.parameters())
+    layers = [sum(p.numel() for p in layer.parameters()) for layer in model.body.layers]
+    gathered = 8 * (everything - sum(layers) + 2 * max(layers))
+    return (12 * trained + 4 * everything) / parts + kept * trained - 4 * trained + gathered + copies
 
 
 def bytes_a_token(model: BaseRewardModel) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import math
 import random
@@ -22,7 +23,7 @@ from tqdm.auto import tqdm
 
 from rmkit.base import BaseRewardModel, share
 from rmkit.batching import PADDING, Encoded, ranks_tensor
-from rmkit.checkpoints import CheckpointError, Checkpoints, fill, fingerprint, snapshot
+from rmkit.checkpoints import CheckpointError, Checkpoints, fill, fingerprint, snapshot, whole
 from rmkit.losses import bradley_terry
 from rmkit.memory import MemoryPlan, PeakMemory, plan_memory
 from rmkit.metrics import pairwise_accuracy
@@ -171,18 +172,23 @@ def fit(
         if checkpoint:
             checkpoints = Checkpoints(checkpoint, run.made_of(), run.accelerator.is_main_process)
             run.resume(during.enter_context(checkpoints))
-        during.enter_context(computed_once(model, run.train + run.validation))
+        if (
+            not run.sharded
+        ):  # else each process would gather layers for texts that only it has not seen, and wait for ever
+            during.enter_context(computed_once(model, run.train + run.validation))
         memory = during.enter_context(PeakMemory(model.device))
         if run.plan.checkpointing:
-            model.body.activation_checkpointing_enable({"use_reentrant": False})
-            during.callback(model.body.activation_checkpointing_disable)
+            run.model.body.activation_checkpointing_enable({"use_reentrant": False})
+            during.callback(run.model.body.activation_checkpointing_disable)
         try:
             run.go(checkpoints)
         except NonFiniteLoss as error:
             error.history = run.history
+            run.give_back()
             raise
     run.history.peak_memory = max(run.history.peak_memory, memory.peak)
     fill(run.trained, run.best.weights)
+    run.give_back()
     model.eval()
     return run.history
 
@@ -213,21 +219,43 @@ class Run:
         self.total = config.max_steps or self.steps_an_epoch * config.epochs
         if isinstance(loss, nn.Module):
             loss.to(model.device)
-        self.model, self.trained = model, trained_parameters(model, loss)
         # the model is where it was loaded to, and knows its own precision
         self.accelerator = Accelerator(device_placement=False, mixed_precision="no")
-        self.plan = self._agreed(plan_memory(model, [*train, *validation], config.micro_batch_tokens))
+        self.sharded = self.accelerator.is_fsdp2
+        processes = self.accelerator.num_processes if self.sharded else 1
+        self.given, self.model = model, _copy(model) if self.sharded else model
+        self.plan = self._agreed(plan_memory(model, [*train, *validation], config.micro_batch_tokens, processes))
         # fp16 knows no number below 6e-8: gradients on their way back through the body are kept above
         self.loss_scale = 2.0**14 if model.autocast is torch.float16 else 1.0
-        # of several processes, `replica` adds their gradients up; `model` is what it has inside
-        self.replica, self.optimizer = self.accelerator.prepare(model, make_optimizer(self.trained, config))
+        # of several processes, `replica` adds their gradients up; `model` is what it has inside. FSDP puts others in the
+        # place of its parameters, in the optimizer that it is shown, too, which may hold none of a loss
+        self.replica, _ = self.accelerator.prepare(self.model, make_optimizer(trained_parameters(self.model), config))
+        self.trained = trained_parameters(self.model, loss)
+        self.optimizer = make_optimizer(self.trained, config)
+        if self.sharded:
+            everything = [*train, *validation]
+            for micro in model.micro_batches(everything, self.plan.micro_batch_tokens):
+                model.batch([everything[i] for i in micro])  # what a reference thinks, which wants the model whole
+            for parameter in trained_parameters(model).values():
+                parameter.data = torch.empty(0, device=parameter.device)  # its memory, until `give_back`
         self.optimizer.zero_grad()  # of half a step, where an earlier run was interrupted
         self.step, self.history, self.best = 0, History(), _Best(config.patience)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether this process keeps whole weights in its memory: under FSDP one is enough."""
+        return not self.sharded or self.accelerator.is_main_process
 
     @property
     def is_over(self) -> bool:
         """Whether there is no step left to do, as of the last validation."""
         return self.best.is_enough or self.step == self.total
+
+    def give_back(self) -> None:
+        """Where the run trained in parts, the model that `fit` was given has its weights again: whole, in every process."""
+        if self.sharded:
+            for name, parameter in trained_parameters(self.given).items():
+                parameter.data = whole(self.trained[name].detach())
 
     def resume(self, checkpoints: Checkpoints) -> None:
         """Go on from the last checkpoint, if there is one. Raises CheckpointError where processes do not find the same."""
@@ -267,10 +295,11 @@ class Run:
         tokens = self.plan.micro_batch_tokens
         record = validate(self.model, self.validation, self.loss, tokens, self.step, self.accelerator)
         self.history.validations.append({"step": self.step, **record})
-        self.best.note(self.step, record, self.trained)
+        self.best.note(self.step, record, self.trained, self.keeps)
+        found = snapshot(self) if checkpoints else ()
         if checkpoints and checkpoints.writes:
             try:
-                checkpoints.save(self.step, *snapshot(self))
+                checkpoints.save(self.step, *found)
             except CheckpointError as error:
                 then = (
                     "The run ends here" if self.is_over else "Training goes on, and tries again at the next validation"
@@ -299,7 +328,8 @@ class Run:
             losses, rewards, tokens = self._add_gradients(encoded, ranks)
             if not losses.isfinite().all():
                 self._give_up("loss", [indices[i] for i in (~losses.isfinite()).nonzero().flatten().tolist()])
-            norm = float(self.accelerator.clip_grad_norm_(list(self.trained.values()), self.config.max_grad_norm))
+            norm = self.accelerator.clip_grad_norm_(list(self.trained.values()), self.config.max_grad_norm)
+            norm = float(whole(norm))
             if math.isfinite(norm):
                 break
             if self.loss_scale == 1:
@@ -321,7 +351,8 @@ class Run:
         shares = share(self.model, encoded, self.plan.micro_batch_tokens, self.accelerator)
         for n, (micro, counts) in enumerate(shares, start=1):
             batch = self.model.batch([encoded[i] for i in micro])
-            with contextlib.nullcontext() if n == len(shares) else self.accelerator.no_sync(self.replica):
+            adds_up = n == len(shares) or self.sharded  # gradients that wait would be whole ones
+            with contextlib.nullcontext() if adds_up else self.accelerator.no_sync(self.replica):
                 found = self.replica(batch)
                 of_each = self.loss(found, batch.ranks)
                 # processes: the gradient is their mean, and the loss of a step the mean over its preferences
@@ -388,6 +419,14 @@ class Run:
             "loss": getattr(self.loss, "__qualname__", re.sub(r" at 0x\w+", "", repr(self.loss))),  # a partial, say
             "losses of a sample": [f"{value:.5g}" for value in losses.tolist()],  # two of one name may differ
         }
+
+
+def _copy(model: BaseRewardModel) -> BaseRewardModel:
+    """Modules of its own with the same parameters: FSDP changes modules for good, and these are not the caller's."""
+    own = [value for name, value in vars(model).items() if name not in vars(nn.Module())]
+    twin = copy.deepcopy(model, {id(shared): shared for shared in (*model.parameters(), *own)})
+    twin.trunk = None
+    return twin
 
 
 def trained_parameters(model: BaseRewardModel, loss: Loss = bradley_terry) -> dict[str, nn.Parameter]:
@@ -465,11 +504,13 @@ class _Best:
         """Whether `patience` validations in a row had no better accuracy."""
         return self.patience is not None and self.waited >= self.patience
 
-    def note(self, step: int, record: dict, trained: dict[str, nn.Parameter]) -> None:
-        """Take note of a validation, and of the weights if it is the best so far."""
+    def note(self, step: int, record: dict, trained: dict[str, nn.Parameter], keeps: bool = True) -> None:
+        """Take note of a validation, and of the weights if it is the best so far and this process `keeps` them."""
         key = (record["accuracy"], -record["loss"])
         self.waited = 0 if key[0] > self.key[0] else self.waited + 1
         if key > tuple(self.key):
             self.key, self.step = key, step
             for name, parameter in trained.items():  # into the same memory every time: a copy of a large model is dear
-                self.weights.setdefault(name, torch.empty_like(parameter, device="cpu")).copy_(parameter.detach())
+                weight = whole(parameter.detach())
+                if keeps:
+                    self.weights.setdefault(name, torch.empty_like(weight, device="cpu")).copy_(weight)

@@ -14,7 +14,7 @@ import yaml
 
 from rmkit import ImplicitRewardModel, RewardModel, TrainConfig, fit, load_backbone, load_preferences, split_preferences
 from rmkit.train import HISTORY, KINDS, LOSSES, main, read_recipe, run
-from tests import processes
+from tests import processes, sharded
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -157,14 +157,14 @@ def test_no_file(capsys, tmp_path):
 # --- several ----------------------------------------------------------------------------------------------------
 
 
-def launched(*arguments, cwd):
+def launched(*arguments, cwd, how=("--multi_gpu",)):
     """Two processes on the CPU, over gloo; the flag's name says GPU and means several processes."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     command = [
         sys.executable,
         "-m",
         "accelerate.commands.launch",
-        "--multi_gpu",
+        *how,
         "--num_processes",
         "2",
         "--main_process_port",
@@ -181,6 +181,16 @@ def flat(history):
     return [value for r in records for name, value in r.items() if name != "seconds"]
 
 
+def recipes(content, tmp_path, ending):
+    """Of a reward model and of a policy, saved under names of this ending."""
+    paths = []
+    for kind, model in (("explicit", {"trainable": "last:1"}), ("implicit", {"trainable": "all", "kind": "implicit"})):
+        paths.append(tmp_path / f"{kind}-{ending}.yaml")
+        changed = {"model": model, "save": str(tmp_path / f"{kind}-{ending}"), "checkpoint": None}
+        paths[-1].write_text(yaml.safe_dump(content | changed), "utf-8")
+    return paths
+
+
 def test_two_processes_train_what_one_does(tiny_folder, tmp_path):
     """Curves to 1e-4, of everything that may train; an interrupted run goes on in one; one's infinite loss ends both."""
     done = launched("tests.processes", tiny_folder, tmp_path, cwd=tmp_path)
@@ -195,6 +205,39 @@ def test_two_processes_train_what_one_does(tiny_folder, tmp_path):
     resumed = asdict(processes.train(str(tiny_folder), checkpoint=tmp_path / "run"))
     assert flat(resumed) == pytest.approx(flat(whole), abs=1e-4)
     assert found[0]["error"] == found[1]["error"] and "the loss of the training preferences" in found[0]["error"]
+
+
+def test_a_model_in_parts_trains_what_a_whole_one_does(tiny_folder, content, tmp_path):
+    """FSDP2, by the file that 8 GPUs would be launched with: no process has more than half, and all that it writes is whole."""
+    how = ("--config_file", ROOT / "rmkit" / "recipes" / "fsdp.yaml")
+    several, one = (recipes(content, tmp_path, ending) for ending in ("parts", "whole"))
+    done = launched("tests.sharded", tiny_folder, tmp_path, *several, cwd=tmp_path, how=map(str, how))
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = [json.loads((tmp_path / f"found-{i}.json").read_text()) for i in range(2)]
+    for (first, whole), (second, _) in zip(*(f["parts"] for f in found), strict=True):
+        assert first + second == whole and (second > 0 or whole == 64), (
+            "only the head has a single row, which none can halve"
+        )
+    for name, expected in sharded.curves(str(tiny_folder)).items():
+        for process in found:
+            assert flat(process["curves"][name]) == pytest.approx(flat(expected), abs=1e-4, nan_ok=True), name
+    torch.manual_seed(0)
+    model = RewardModel(load_backbone(tiny_folder))
+    whole = flat(asdict(fit(model, *processes.data(), processes.CONFIG)))
+    validation = processes.data()[1]
+    assert flat(asdict(processes.train(str(tiny_folder), checkpoint=tmp_path / "alone"))) == pytest.approx(
+        whole, abs=1e-4
+    )
+    for process in found:
+        assert flat(process["resumed"]) == pytest.approx(whole, abs=1e-4)
+        torch.testing.assert_close(torch.tensor(process["rewards"]), model.rewards(validation), rtol=1e-3, atol=1e-3)
+    for recipe in one:
+        run(read_recipe(recipe))
+    rewards = [RewardModel.load(tmp_path / f"explicit-{ending}").rewards(validation) for ending in ("parts", "whole")]
+    torch.testing.assert_close(*rewards, rtol=1e-3, atol=1e-3)
+    policies = [load_backbone(str(tmp_path / f"implicit-{ending}")).model.state_dict() for ending in ("parts", "whole")]
+    for name, weight in policies[1].items():
+        torch.testing.assert_close(policies[0][name], weight, rtol=1e-3, atol=1e-3)
 
 
 def test_the_command_of_the_notebook(content, tmp_path):
