@@ -157,8 +157,8 @@ def snapshot(run: Run) -> tuple[dict, dict[str, torch.Tensor]]:
     for i, moments in run.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{i}/{name}": moment for name, moment in moments.items()}
     if run.sharded:  # one by one: a GPU has no room for all
-        gathered = ((name, whole(tensor.detach())) for name, tensor in tensors.items())
-        tensors = {name: tensor.cpu() for name, tensor in gathered if run.keeps}
+        gathered = ((name, keeps(tensor), whole(tensor.detach())) for name, tensor in tensors.items())
+        tensors = {name: tensor.cpu() for name, is_kept, tensor in gathered if is_kept}
     if best.step < run.step:
         tensors |= {f"best/{name}": weight for name, weight in best.weights.items()}
     tensors["random/cpu"] = torch.get_rng_state()  # dropout draws from it
@@ -174,7 +174,7 @@ def restore(run: Run, state: dict, tensors: dict[str, torch.Tensor]) -> None:
     Raises ValueError, and changes nothing, where the tensors are not those that this run trains.
     """
     parts, moments = defaultdict(dict), defaultdict(dict)
-    for name, tensor in tensors.items():
+    for name, tensor in sorted(tensors.items()):  # in which order safetensors read them differs between processes
         part, _, rest = name.partition("/")
         parts[part][rest] = tensor
     for name, tensor in parts["optimizer"].items():
@@ -193,12 +193,13 @@ def restore(run: Run, state: dict, tensors: dict[str, torch.Tensor]) -> None:
     run.step = state["step"]
     vars(run.history).update(history)
     vars(run.best).update(best)
-    run.best.weights = (parts["best"] or parts["weights"]) if run.keeps else {}
+    best = parts["best"] or parts["weights"]
+    run.best.weights = {name: weight for name, weight in best.items() if keeps(run.trained[name])}
     fill(run.trained, parts["weights"])  # of what trains: all that is frozen stays
     ordered = [p for group in run.optimizer.param_groups for p in group["params"]]
     moments = {
-        i: {name: in_parts(moment, ordered[i]) if moment.ndim else moment for name, moment in moments[i].items()}
-        for i in sorted(moments)
+        i: {name: moment if name == "step" else in_parts(moment, ordered[i]) for name, moment in of_one.items()}
+        for i, of_one in moments.items()
     }
     run.optimizer.load_state_dict(run.optimizer.state_dict() | {"state": moments})
     torch.set_rng_state(random)
@@ -216,6 +217,11 @@ def fill(parameters: dict[str, torch.nn.Parameter], values: dict[str, torch.Tens
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor, gathered where FSDP has given each process a part: all must ask, in the same order."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def keeps(tensor: torch.Tensor) -> bool:
+    """Whether this process is one to keep the whole of a tensor: of one that is in parts, the main process alone."""
+    return not isinstance(tensor, DTensor) or tensor.device_mesh.get_rank() == 0
 
 
 def in_parts(value: torch.Tensor | None, parameter: torch.Tensor) -> torch.Tensor:

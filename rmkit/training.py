@@ -18,12 +18,13 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import nn
 from tqdm.auto import tqdm
 
 from rmkit.base import BaseRewardModel, share
 from rmkit.batching import PADDING, Encoded, ranks_tensor
-from rmkit.checkpoints import CheckpointError, Checkpoints, fill, fingerprint, snapshot, whole
+from rmkit.checkpoints import CheckpointError, Checkpoints, fill, fingerprint, keeps, snapshot, whole
 from rmkit.losses import bradley_terry
 from rmkit.memory import MemoryPlan, PeakMemory, plan_memory
 from rmkit.metrics import pairwise_accuracy
@@ -132,7 +133,8 @@ def fit(
     first step, every `eval_every` steps and at the end. A step draws its preferences at random and works
     through them in micro-batches of like length whose gradients add up: exactly the whole batch's gradient.
     What frozen layers give is computed once (`rmkit.trunk`). Where memory is short, layers are computed twice
-    (`rmkit.memory`). Under `accelerate launch`, processes share every step's micro-batches (`rmkit.train`).
+    (`rmkit.memory`). Under `accelerate launch`, processes share every step's micro-batches (`rmkit.train`), and with FSDP the
+    weights, too: until `fit` is done, or raises NonFiniteLoss, the model that was passed is then empty.
     loss: one of `rmkit.losses`, or a function as they are. One that is a module with parameters, such as `RaoKupper`,
         trains with the model, in place.
     checkpoint: a folder. The run is kept there at every validation, and the same call goes on from what it finds
@@ -222,6 +224,8 @@ class Run:
         # the model is where it was loaded to, and knows its own precision
         self.accelerator = Accelerator(device_placement=False, mixed_precision="no")
         self.sharded = self.accelerator.is_fsdp2
+        if self.accelerator.distributed_type == DistributedType.FSDP and not self.sharded:
+            raise ValueError("of FSDP, only fsdp_version 2 is understood: launch with rmkit/recipes/fsdp.yaml")
         processes = self.accelerator.num_processes if self.sharded else 1
         self.given, self.model = model, _copy(model) if self.sharded else model
         self.plan = self._agreed(plan_memory(model, [*train, *validation], config.micro_batch_tokens, processes))
@@ -240,11 +244,6 @@ class Run:
                 parameter.data = torch.empty(0, device=parameter.device)  # its memory, until `give_back`
         self.optimizer.zero_grad()  # of half a step, where an earlier run was interrupted
         self.step, self.history, self.best = 0, History(), _Best(config.patience)
-
-    @property
-    def keeps(self) -> bool:
-        """Whether this process keeps whole weights in its memory: under FSDP one is enough."""
-        return not self.sharded or self.accelerator.is_main_process
 
     @property
     def is_over(self) -> bool:
@@ -295,7 +294,7 @@ class Run:
         tokens = self.plan.micro_batch_tokens
         record = validate(self.model, self.validation, self.loss, tokens, self.step, self.accelerator)
         self.history.validations.append({"step": self.step, **record})
-        self.best.note(self.step, record, self.trained, self.keeps)
+        self.best.note(self.step, record, self.trained)
         found = snapshot(self) if checkpoints else ()
         if checkpoints and checkpoints.writes:
             try:
@@ -504,13 +503,13 @@ class _Best:
         """Whether `patience` validations in a row had no better accuracy."""
         return self.patience is not None and self.waited >= self.patience
 
-    def note(self, step: int, record: dict, trained: dict[str, nn.Parameter], keeps: bool = True) -> None:
-        """Take note of a validation, and of the weights if it is the best so far and this process `keeps` them."""
+    def note(self, step: int, record: dict, trained: dict[str, nn.Parameter]) -> None:
+        """Take note of a validation, and of the weights if it is the best so far."""
         key = (record["accuracy"], -record["loss"])
         self.waited = 0 if key[0] > self.key[0] else self.waited + 1
         if key > tuple(self.key):
             self.key, self.step = key, step
             for name, parameter in trained.items():  # into the same memory every time: a copy of a large model is dear
                 weight = whole(parameter.detach())
-                if keeps:
+                if keeps(parameter):
                     self.weights.setdefault(name, torch.empty_like(weight, device="cpu")).copy_(weight)
