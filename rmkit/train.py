@@ -2,6 +2,8 @@
 
     accelerate launch -m rmkit.train --config FILE                          every GPU of this machine
     accelerate launch --cpu --num_processes 2 -m rmkit.train --config FILE  two processes on a CPU
+    accelerate launch --config_file rmkit/recipes/fsdp.yaml -m rmkit.train --config FILE
+                        8 GPUs, each with a part of weights, gradients and moments: that file says what fits
 
 The curve is that of one process; a checkpoint of one goes on in the other. Notebook 03 shows a file, field by field.
 """

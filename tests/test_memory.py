@@ -75,6 +75,17 @@ def test_bytes_of_what_trains(make_model):
     assert bytes_a_token(make_model(trainable="head")) == 0
 
 
+def test_bytes_of_a_model_in_parts(make_model, data):
+    """A part of everything instead of the whole, and what is gathered: two of the four layers and what is outside of them."""
+    model = make_model()
+    trained = model.trainable_parameters()
+    layer = sum(p.numel() for p in model.body.layers[0].parameters())
+    kept = 4 * trained  # on a CPU, the best weights
+    assert fixed_bytes(model, 8) == 16 * trained / 8 + kept - 4 * trained + 8 * (trained - 2 * layer)
+    needed = [plan_memory(model, model.encode(data[0]), None, parts).bytes_needed for parts in (1, 8)]
+    assert needed[1] - needed[0] == pytest.approx(fixed_bytes(model, 8) - fixed_bytes(model))
+
+
 def test_nothing_is_changed_by_looking(make_model, data):
     model = make_model(dropout=0.5).train()
     state = torch.get_rng_state()

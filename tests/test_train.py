@@ -210,6 +210,7 @@ def test_two_processes_train_what_one_does(tiny_folder, tmp_path):
 def test_a_model_in_parts_trains_what_a_whole_one_does(tiny_folder, content, tmp_path):
     """FSDP2, by the file that 8 GPUs would be launched with: no process has more than half, and all that it writes is whole."""
     how = ("--config_file", ROOT / "rmkit" / "recipes" / "fsdp.yaml")
+    sharded.interrupt(str(tiny_folder), tmp_path / "by one")
     several, one = (recipes(content, tmp_path, ending) for ending in ("parts", "whole"))
     done = launched("tests.sharded", tiny_folder, tmp_path, *several, cwd=tmp_path, how=map(str, how))
     assert done.returncode == 0, done.stderr[-3000:]
@@ -218,18 +219,17 @@ def test_a_model_in_parts_trains_what_a_whole_one_does(tiny_folder, content, tmp
         assert first + second == whole and (second > 0 or whole == 64), (
             "only the head has a single row, which none can halve"
         )
-    for name, expected in sharded.curves(str(tiny_folder)).items():
-        for process in found:
-            assert flat(process["curves"][name]) == pytest.approx(flat(expected), abs=1e-4, nan_ok=True), name
     torch.manual_seed(0)
     model = RewardModel(load_backbone(tiny_folder))
-    whole = flat(asdict(fit(model, *processes.data(), processes.CONFIG)))
+    history = asdict(fit(model, *processes.data(), processes.CONFIG))
+    for name, expected in (sharded.curves(str(tiny_folder)) | {"all": history}).items():
+        for process in found:
+            assert flat(process["curves"][name]) == pytest.approx(flat(expected), abs=1e-4, nan_ok=True), name
+    assert [path.name for path in (tmp_path / "by two").glob("step-*")] == ["step-00000004"]
+    resumed = asdict(processes.train(str(tiny_folder), checkpoint=tmp_path / "by two"))
     validation = processes.data()[1]
-    assert flat(asdict(processes.train(str(tiny_folder), checkpoint=tmp_path / "alone"))) == pytest.approx(
-        whole, abs=1e-4
-    )
-    for process in found:
-        assert flat(process["resumed"]) == pytest.approx(whole, abs=1e-4)
+    for process in (*found, {"resumed": resumed, "rewards": model.rewards(validation).tolist()}):
+        assert flat(process["resumed"]) == pytest.approx(flat(history), abs=1e-4)
         torch.testing.assert_close(torch.tensor(process["rewards"]), model.rewards(validation), rtol=1e-3, atol=1e-3)
     for recipe in one:
         run(read_recipe(recipe))
