@@ -65,6 +65,11 @@ class Checkpoints:
                 f"checkpoints cannot be written to {self.folder}: {error}; give another folder"
             ) from None
 
+    @property
+    def last_step(self) -> int:
+        """Of the last checkpoint; -1 where there is none yet."""
+        return int(self._steps()[-1].name[5:]) if self._steps() else -1
+
     def resume(self, run: Run) -> None:
         """Put a run that has just begun where the last checkpoint was taken; leave it as it is where there is none.
 
@@ -112,11 +117,7 @@ class Checkpoints:
                 new.rename(self.folder / f"step-{step:08d}")
             _to_disk(self.folder)
         except (OSError, SafetensorError) as error:
-            kept = (
-                f"that of step {int(self._steps()[-1].name[5:])} is kept"
-                if self._steps()
-                else "there is none before it"
-            )
+            kept = "there is none before it" if self.last_step < 0 else f"that of step {self.last_step} is kept"
             raise CheckpointError(
                 f"the checkpoint of step {step} could not be written to {self.folder} ({error}); {kept}"
             ) from None
@@ -193,8 +194,7 @@ def restore(run: Run, state: dict, tensors: dict[str, torch.Tensor]) -> None:
     run.step = state["step"]
     vars(run.history).update(history)
     vars(run.best).update(best)
-    best = parts["best"] or parts["weights"]
-    run.best.weights = {name: weight for name, weight in best.items() if keeps(run.trained[name])}
+    run.best.weights = {name: w for name, w in (parts["best"] or parts["weights"]).items() if keeps(run.trained[name])}
     fill(run.trained, parts["weights"])  # of what trains: all that is frozen stays
     ordered = [p for group in run.optimizer.param_groups for p in group["params"]]
     moments = {

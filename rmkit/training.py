@@ -174,9 +174,8 @@ def fit(
         if checkpoint:
             checkpoints = Checkpoints(checkpoint, run.made_of(), run.accelerator.is_main_process)
             run.resume(during.enter_context(checkpoints))
-        if (
-            not run.sharded
-        ):  # else each process would gather layers for texts that only it has not seen, and wait for ever
+        # in parts, a process would gather layers for texts that only it has not seen, and wait for ever
+        if not run.sharded:
             during.enter_context(computed_once(model, run.train + run.validation))
         memory = during.enter_context(PeakMemory(model.device))
         if run.plan.checkpointing:
@@ -259,13 +258,13 @@ class Run:
     def resume(self, checkpoints: Checkpoints) -> None:
         """Go on from the last checkpoint, if there is one. Raises CheckpointError where processes do not find the same."""
         self.accelerator.wait_for_everyone()  # the one that writes may still be tidying the folder
-        checkpoints.resume(self)
-        steps = self.accelerator.gather(torch.tensor([self.step], device=self.model.device)).tolist()
+        steps = self.accelerator.gather(torch.tensor([checkpoints.last_step], device=self.model.device)).tolist()
         if len(set(steps)) > 1:
             raise CheckpointError(
                 f"the processes of this run find checkpoints of the steps {steps} in {checkpoints.folder}: give a folder "
                 "on a disk that all of them see"
             )
+        checkpoints.resume(self)
 
     def go(self, checkpoints: Checkpoints | None) -> None:
         """From the step that the run is at to its end."""
