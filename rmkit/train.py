@@ -1,7 +1,7 @@
 """`python -m rmkit.train --config FILE`: what a notebook does with `fit`, from a YAML file, in one process or in several.
 
     accelerate launch -m rmkit.train --config FILE                          every GPU of this machine
-    accelerate launch --cpu --num_processes 2 -m rmkit.train --config FILE  two processes on a CPU
+    accelerate launch --multi_gpu --num_processes 2 -m rmkit.train --config FILE  two processes; without a GPU, on the CPU
     accelerate launch --config_file rmkit/recipes/fsdp.yaml -m rmkit.train --config FILE
                         8 GPUs, each with a part of weights, gradients and moments: that file says what fits
 
