@@ -234,25 +234,36 @@ def sharing_pays(encoded: Sequence[Encoded]) -> bool:
 def micro_batches(encoded: Sequence[Encoded], tokens: int, sharing: bool = True, processes: int = 1) -> list[list[int]]:
     """Indices, in micro-batches of like width that hold `tokens` tokens at most, padding counted; or a lone preference.
 
-    What shares rows (`sharing_pays`) comes apart from what does not. processes: the number of micro-batches is a
-    multiple of it, while there are preferences to split.
+    As few as can be, and of like size. What shares rows (`sharing_pays`) comes apart from what does not. processes: the
+    number of micro-batches is a multiple of it, while there are preferences to split.
     """
-    order = []
+    order = []  # (completions a row, width, rows, index), so that the last of a micro-batch is its widest
     for i, e in enumerate(encoded):
         per_row = SHARED_ROW if sharing and sharing_pays([e]) else 1
         rows = _rows([e], per_row)
         order.append((per_row, max(map(_width, rows)), len(rows), i))
+    order.sort()
+    least, most = 1, tokens
+    few = len(_cut(order, tokens))
+    while least < most:  # the smallest budget that gives no more of them
+        middle = (least + most) // 2
+        least, most = (least, middle) if len(_cut(order, middle)) == few else (middle + 1, most)
+    micro = _cut(order, least)
+    while len(micro) % processes and len(largest := max(micro, key=len)) > 1:
+        at, half = micro.index(largest), len(largest) // 2
+        micro[at : at + 1] = [largest[:half], largest[half:]]
+    return micro
+
+
+def _cut(order: list[tuple[int, int, int, int]], tokens: int) -> list[list[int]]:
     micro, rows, before = [], 0, None
-    for per_row, width, more, i in sorted(order):
-        if per_row == before and (rows + more) * width <= tokens:  # in order, so that the last is the widest
+    for per_row, width, more, i in order:
+        if per_row == before and (rows + more) * width <= tokens:
             micro[-1].append(i)
             rows += more
         else:
             micro.append([i])
             rows, before = more, per_row
-    while len(micro) % processes and len(largest := max(micro, key=len)) > 1:
-        at, half = micro.index(largest), len(largest) // 2
-        micro[at : at + 1] = [largest[:half], largest[half:]]
     return micro
 
 

@@ -1,7 +1,7 @@
 """How fast rmkit is, beside TRL's RewardTrainer, a plain loop of transformers and this machine's matrix product.
 
-    pip install -e '.[benchmarks]'                                    TRL, for what is compared with it
-    python -m tests.benchmarks [HH_RLHF] [--only LETTERS] [--out FILE]   about an hour on two slow cores
+    pip install -e '.[benchmarks]'                                      TRL, for what is compared with it
+    python -m tests.benchmarks [HH_RLHF] [--only PART …] [--out FILE]   about an hour on two slow cores
 
 HH_RLHF: a .jsonl(.gz) file of Anthropic's HH-RLHF, whose dialogues make long shared prompts; without it, pairs of the
 workbook's own texts behind long prompts stand in. FILE: tests/benchmarks/RESULTS.md unless said otherwise.
@@ -28,6 +28,7 @@ from pathlib import Path
 
 from tests.benchmarks.turns import BATCH, SEED, rmkit_steps, take_turns, trl_steps
 
+PARTS = ["dialogues", "json", "frozen", "scoring", "growth"]
 LONGEST = 512  # tokens a row: longer pairs are left out, as TRL does beyond its max_length
 
 
@@ -329,7 +330,7 @@ def machine() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("hh_rlhf", nargs="?", help="a .jsonl or .jsonl.gz file of HH-RLHF")
-    parser.add_argument("--only", default="abce", help="a: training, b: frozen layers, c: scoring, e: growth")
+    parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument("--pairs", type=int, default=24, help="to train on")
     parser.add_argument("--epochs", type=int, default=3, help="of which the median is taken")
     parser.add_argument("--out", default=str(Path(__file__).with_name("RESULTS.md")))
@@ -346,20 +347,20 @@ def main() -> None:
         load_backbone("smollm2-135m")
         backbones.symlink_to(cache_folder() / "backbones")
         os.environ["RMKIT_CACHE"] = cache
-        if "a" in arguments.only:
-            for name, data in (
-                dialogues(arguments.hh_rlhf, arguments.pairs),
-                ("json_vs_text", json_pairs(arguments.pairs)),
-            ):
-                title, settings = f"Training everything: {described(name, data)}", ["as documented", best_setting(data)]
-                training(title, data, "all", settings, arguments.epochs)
-        if "b" in arguments.only:
+        sets = {
+            "dialogues": lambda: dialogues(arguments.hh_rlhf, arguments.pairs),
+            "json": lambda: ("json_vs_text", json_pairs(arguments.pairs)),
+        }
+        for name, data in (load() for part, load in sets.items() if part in arguments.only):
+            title, settings = f"Training everything: {described(name, data)}", ["as documented", best_setting(data)]
+            training(title, data, "all", settings, arguments.epochs)
+        if "frozen" in arguments.only:
             data = json_pairs(32)
             for trainable in ("head", "last:2"):
                 title = f"Epochs after the first, `{trainable}`: {described('json_vs_text', data)}"
                 training(title, data, trainable, ["no checkpointing"], arguments.epochs, skip=1)
-    for letter, part in (("c", scoring), ("e", growth)):
-        if letter in arguments.only:
+    for name, part in (("scoring", scoring), ("growth", growth)):
+        if name in arguments.only:
             part()
     Path(arguments.out).write_text("\n".join(REPORT) + "\n", "utf-8")
 
