@@ -119,16 +119,16 @@ def training(title: str, data: list, trainable: str, settings: Sequence[str], ep
     rows = []
     for name, (_, peak) in found.items():
         ratios = [a / b for a, b in zip(totals[name], totals["rmkit"], strict=True)]
+        faster = "" if name == "rmkit" else ranged(ratios)
         rate = len(data) / statistics.median(totals[name])
-        rows.append(
-            [
-                name,
-                f"{rate:.3g}",
-                f"{statistics.median(ratios):.3g} ({min(ratios):.3g} … {max(ratios):.3g})",
-                f"{peak / 1e9:.1f} GB",
-            ]
-        )
+        rows.append([name, f"{rate:.3g}", faster, f"{peak / 1e9:.1f} GB"])
     table(title, ["", "pairs per CPU-second", "rmkit is faster by", "peak memory"], rows)
+
+
+def ranged(values: Sequence[float]) -> str:
+    """The median; of several, with the least and the most."""
+    median = f"{statistics.median(values):.3g}"
+    return median if len(values) == 1 else f"{median} ({min(values):.3g} … {max(values):.3g})"
 
 
 # --- (c): scoring ---------------------------------------------------------------------------------------------------
