@@ -146,11 +146,11 @@ def _saved_bytes(model: BaseRewardModel, batch: Batch) -> int:
     """Bytes of what a forward pass keeps for the backward one, each storage once. Parameters are among them in any batch."""
     kept = {}
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
+    def keep(tensor: torch.Tensor) -> None:
+        """And give the graph nothing to hold: an output that a step keeps for itself would hold it, and it the weights, for ever."""
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
-        return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda nothing: nothing):
         model.hidden_states(batch).sum()
     return sum(storage.nbytes() for storage in kept.values())
 

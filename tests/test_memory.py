@@ -1,5 +1,7 @@
 """Protects: what a run will take is known before it begins, what fits is made to fit, and neither changes what is learned."""
 
+import gc
+
 import psutil
 import pytest
 import torch
@@ -92,6 +94,21 @@ def test_nothing_is_changed_by_looking(make_model, data):
     plan_memory(model, model.encode(data[0]), None)
     assert torch.equal(torch.get_rng_state(), state) and model.training
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_looking_leaves_nothing_behind(make_model, data):
+    """A graph that holds one of its own outputs is never freed, and the weights with it."""
+
+    def bytes_of_tensors():
+        gc.collect()
+        storages = {t.untyped_storage().data_ptr(): t for t in gc.get_objects() if isinstance(t, torch.Tensor)}
+        return sum(t.untyped_storage().nbytes() for t in storages.values())
+
+    before = bytes_of_tensors()
+    model = make_model()
+    plan_memory(model, model.encode(data[0]), None)
+    del model
+    assert bytes_of_tensors() <= before + 1000
 
 
 def test_plan_where_there_is_room(make_model, data):
