@@ -359,9 +359,9 @@ def main() -> None:
             for trainable in ("head", "last:2"):
                 title = f"Epochs after the first, `{trainable}`: {described('json_vs_text', data)}"
                 training(title, data, trainable, ["no checkpointing"], arguments.epochs, skip=1)
-    for name, part in (("scoring", scoring), ("growth", growth)):
-        if name in arguments.only:
-            part()
+        for name, part in (("scoring", scoring), ("growth", growth)):
+            if name in arguments.only:
+                part()
     Path(arguments.out).write_text("\n".join(REPORT) + "\n", "utf-8")
 
 
