@@ -43,6 +43,7 @@ from rmkit.losses import Davidson, RaoKupper
 from rmkit.metrics import accuracy_table, nll, rank_correlation
 from rmkit.rewardbench import section_scores, ties_score
 from rmkit.ties import careless_ties, three_way_nll, tie_calibration_error
+from rmkit.train import read_recipe
 from tests.tiny import make_tiny_backbone
 
 TABLE = Path(__file__).with_name("BAD_INPUTS.md")
@@ -196,9 +197,9 @@ def naive(rewards, ranks):
     return -torch.log(torch.sigmoid(rewards[:, 0] - rewards[:, 1]))
 
 
-def several_processes(desk):
-    desk.patch.setattr("accelerate.Accelerator.num_processes", 2)
-    desk.fit()
+def recipe(desk, text):
+    (desk.folder / "recipe.yaml").write_text(text)
+    read_recipe(desk.folder / "recipe.yaml")
 
 
 def broken_model(desk):
@@ -399,7 +400,14 @@ CASES = [
         ("A loss that gives NaN", lambda d: d.fit(loss=lambda rewards, ranks: bradley_terry(rewards, ranks) * float("nan")), "step 1", "[0, 1, 2, 3]"),
         ("A learning rate that breaks a loss written by hand", lambda d: d.fit([PAIRS[0], TURNED], config=TrainConfig(learning_rate=0.9, max_steps=4, batch_size=1, warmup_ratio=0), model=d.model(head="mlp"), loss=naive), "step 2", "[0]", "learning rate"),
         ("A model whose weights are infinite", broken_model, "[0, 1]", "step 0"),
-        ("Several processes", several_processes, "accelerate launch"),
+    ),
+    *area("A run from a file",
+        ("No YAML", lambda d: recipe(d, "data: ["), "recipe.yaml:1", "not YAML"),
+        ("A field that there is not", lambda d: recipe(d, "data: {train: json_vs_text}\nsave: m\noptimizer: sgd"), "recipe.yaml", "'optimizer'", "training"),
+        ("A setting of another kind of model", lambda d: recipe(d, "data: {train: json_vs_text}\nsave: m\nmodel: {beta: 0.1}"), "recipe.yaml: model", "'beta'"),
+        ("A learning rate as YAML reads it", lambda d: recipe(d, "data: {train: json_vs_text}\nsave: m\ntraining: {learning_rate: 1e-5}"), "recipe.yaml: training", "1.0e-5"),
+        ("A loss that there is not", lambda d: recipe(d, "data: {train: json_vs_text}\nsave: m\nloss: mse"), "recipe.yaml: loss", "bradley_terry"),
+        ("Nowhere to save", lambda d: recipe(d, "data: {train: json_vs_text}"), "recipe.yaml", "'save' is missing"),
     ),
     *area("Checkpoints",
         ("A file for the folder", lambda d: d.fit(checkpoint=file_at(d, "run")), "<folder>/run", "give another folder"),
