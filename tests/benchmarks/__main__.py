@@ -186,6 +186,7 @@ def scoring() -> None:
     from transformers import AutoModelForSequenceClassification
 
     from rmkit import RewardModel, collate, load_backbone
+    from rmkit.batching import in_parts
     from rmkit.smollm2 import smollm2_folder
 
     torch.set_num_threads(1)
@@ -229,29 +230,19 @@ def scoring() -> None:
     random.Random(SEED).shuffle(unlike)
     found = timed({"rmkit": lambda: model.rewards(unlike), "plain": lambda: padded(unlike)}, rounds=3)
     ratio = [a / b for a, b in zip(found["plain"], found["rmkit"], strict=True)]
-    rows = [
-        ["16 rows of 17 to 300 tokens, as they come, against plain transformers", f"{statistics.median(ratio):.2f}"]
-    ]
-    for length in (20, 40, 80):
-        (best_of,) = random_preferences(1, 200, [length] * 64)
-        parts = [
-            replace(best_of, completions=best_of.completions[i : i + 16], ranks=(0,) * 16) for i in range(0, 64, 16)
-        ]
-        simple = [replace(best_of, completions=(c,), ranks=(0,)) for c in best_of.completions]
+    rows = [["16 rows of 17 to 300 tokens, as they come, against plain transformers", ranged(ratio)]]
+    (best_of,) = random_preferences(1, 200, [40] * 64)
+    parts = [replace(best_of, completions=part, ranks=(0,) * 16) for part in in_parts(best_of.completions, 16)]
+    simple = [replace(best_of, completions=(c,), ranks=(0,)) for c in best_of.completions]
 
-        def apart(simple: list = simple) -> None:
-            with torch.no_grad():
-                for i in range(0, 64, 4):
-                    model(collate(simple[i : i + 4], 0))
+    def apart() -> None:
+        with torch.no_grad():
+            for i in range(0, 64, 2):
+                model(collate(simple[i : i + 2], 0))
 
-        found = timed({"shared": lambda parts=parts: model.rewards(parts), "apart": apart}, rounds=3)
-        ratio = [a / b for a, b in zip(found["apart"], found["shared"], strict=True)]
-        rows.append(
-            [
-                f"best of 64 answers of {length} tokens to a prompt of 200: a shared prompt against none",
-                f"{statistics.median(ratio):.2f}",
-            ]
-        )
+    found = timed({"shared": lambda: model.rewards(parts), "apart": apart}, rounds=1)
+    ratio = [a / b for a, b in zip(found["apart"], found["shared"], strict=True)]
+    rows.append(["best of 64 answers of 40 tokens to a prompt of 200: a shared prompt against none", ranged(ratio)])
     table("Scoring, what the layout saves", ["", "faster by"], rows)
 
 
