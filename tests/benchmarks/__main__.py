@@ -265,9 +265,7 @@ def growth() -> None:
         model.zero_grad()
 
     cases = [(f"{n} pairs, rows of 64 tokens", random_preferences(n, 32, (32, 32))) for n in (2, 4, 8)]
-    cases += [
-        (f"2 pairs, rows of {n} tokens", random_preferences(2, n // 2, (n // 2, n // 2))) for n in (64, 128, 256)
-    ]
+    cases += [(f"2 pairs, rows of {n} tokens", random_preferences(2, n // 2, (n // 2, n // 2))) for n in (64, 128, 256)]
     cases += [
         (f"1 prompt of 128 tokens, {k} answers of 32", random_preferences(1, 128, [32] * k)) for k in (2, 4, 8, 16)
     ]
