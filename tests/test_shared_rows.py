@@ -91,11 +91,11 @@ def test_rows_are_cut_at_sixteen_completions():
 
 @pytest.mark.parametrize(
     ("prompt", "completions", "pays"),
-    [(300, (45, 45), True), (100, (30, 30), True), (100, [60] * 5, True), (18, (23, 23), False), (3, (300, 300), False),
+    [(300, (45, 45), True), (100, (30, 30), True), (100, [60] * 5, True), (18, (23, 23), True), (3, (300, 300), False),
      (3, [30] * 5, False), (600, [900] * 16, False)],
 )  # fmt: skip
 def test_rows_are_shared_where_it_pays(prompt, completions, pays):
-    """Long prompts before short answers; never where one long row's attention costs more than the prompts."""
+    """Where the prompt is a good part of a row; never where one long row's attention costs more than the prompts."""
     assert sharing_pays([encoded(prompt, completions)] * 4) == pays
 
 
