@@ -198,7 +198,7 @@ def restore(run: Run, state: dict, tensors: dict[str, torch.Tensor]) -> None:
     fill(run.trained, parts["weights"])  # of what trains: all that is frozen stays
     ordered = [p for group in run.optimizer.param_groups for p in group["params"]]
     moments = {
-        i: {name: moment if name == "step" else in_parts(moment, ordered[i]) for name, moment in of_one.items()}
+        i: {name: moment if name == "step" else as_part(moment, ordered[i]) for name, moment in of_one.items()}
         for i, of_one in moments.items()
     }
     run.optimizer.load_state_dict(run.optimizer.state_dict() | {"state": moments})
@@ -211,7 +211,7 @@ def fill(parameters: dict[str, torch.nn.Parameter], values: dict[str, torch.Tens
     """Give each parameter the value of its name; one in parts, what the main process has for it."""
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(in_parts(values.get(name), parameter))
+            parameter.copy_(as_part(values.get(name), parameter))
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -224,7 +224,7 @@ def keeps(tensor: torch.Tensor) -> bool:
     return not isinstance(tensor, DTensor) or tensor.device_mesh.get_rank() == 0
 
 
-def in_parts(value: torch.Tensor | None, parameter: torch.Tensor) -> torch.Tensor:
+def as_part(value: torch.Tensor | None, parameter: torch.Tensor) -> torch.Tensor:
     """`value` as it is, or where FSDP has given each process a part of `parameter`, such a part of the main process's value."""
     if not isinstance(parameter, DTensor):
         return value

@@ -158,7 +158,7 @@ def main(arguments: list[str]) -> int:
     try:
         recipe = read_recipe(path)
         model, history = run(recipe)
-    except (ValueError, OSError, BackboneUnavailable, CheckpointError, NonFiniteLoss) as error:
+    except (ValueError, OSError, MemoryError, BackboneUnavailable, CheckpointError, NonFiniteLoss) as error:
         print(f"rmkit.train: {error}", file=sys.stderr)
         return 1
     if PartialState().is_main_process:

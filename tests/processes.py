@@ -42,14 +42,8 @@ def curves(backbone):
     }
 
 
-def infinite_in_the_first(rewards, ranks):
-    factor = float("inf") if rewards.requires_grad and rewards.any() and PartialState().is_main_process else 1.0
-    return factor * bradley_terry(rewards, ranks)
-
-
-def main(backbone, folder):
-    state, folder = PartialState(cpu=True), Path(folder)
-    found = {"processes": state.num_processes, "curves": curves(backbone)}
+def interrupt(backbone, checkpoint):
+    """A run that leaves a checkpoint to go on from."""
     step = Run._train
 
     def interrupted(run, indices):
@@ -58,7 +52,18 @@ def main(backbone, folder):
         step(run, indices)
 
     with mock.patch.object(Run, "_train", interrupted), contextlib.suppress(KeyboardInterrupt):
-        train(backbone, checkpoint=folder / "run")
+        train(backbone, checkpoint=checkpoint)
+
+
+def infinite_in_the_first(rewards, ranks):
+    factor = float("inf") if rewards.requires_grad and rewards.any() and PartialState().is_main_process else 1.0
+    return factor * bradley_terry(rewards, ranks)
+
+
+def main(backbone, folder):
+    state, folder = PartialState(cpu=True), Path(folder)
+    found = {"processes": state.num_processes, "curves": curves(backbone)}
+    interrupt(backbone, folder / "run")
     try:
         train(backbone, loss=infinite_in_the_first)
     except NonFiniteLoss as error:

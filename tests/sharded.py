@@ -3,7 +3,6 @@
 accelerate shards over GPUs alone, so it is told here that these processes have some; all else is FSDP2 as on GPUs, over gloo.
 """
 
-import contextlib
 import json
 import sys
 from dataclasses import asdict, replace
@@ -18,7 +17,7 @@ from rmkit import RewardModel, fit, load_backbone, training
 from rmkit.losses import RaoKupper
 from rmkit.train import read_recipe, run
 from rmkit.training import Run
-from tests.processes import CONFIG, INTERRUPTED_AT, data, train
+from tests.processes import CONFIG, data, interrupt, train
 
 
 def curves(backbone):
@@ -31,19 +30,6 @@ def curves(backbone):
         "layers computed twice": twice,
         "a loss that trains": asdict(train(backbone, "last:1", RaoKupper(0.2))),
     }
-
-
-def interrupt(backbone, checkpoint):
-    """A run that leaves a checkpoint to go on from."""
-    step = Run._train
-
-    def interrupted(run, indices):
-        if run.step == INTERRUPTED_AT:
-            raise KeyboardInterrupt
-        step(run, indices)
-
-    with mock.patch.object(Run, "_train", interrupted), contextlib.suppress(KeyboardInterrupt):
-        train(backbone, checkpoint=checkpoint)
 
 
 def main(backbone, folder, *recipes):
