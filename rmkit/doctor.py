@@ -41,7 +41,7 @@ def packages():
     """Versions against the pins. One that is missing, or of another major version, is in the way."""
     listed, missing, differ, far = ROOT / "requirements.txt", [], [], False
     lines = listed.read_text("utf-8").splitlines() if listed.is_file() else importlib.metadata.requires("rmkit")
-    lines = [line for line in lines if line and line[0] not in "#-"]
+    lines = [line for line in lines if line and line[0] not in "#-" and "extra ==" not in line]
     for name, _, pin in (line.partition("==") for line in lines):
         try:
             found = importlib.metadata.version(name).partition("+")[0]  # torch 2.0.0+cpu is torch 2.0.0
