@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from scipy import optimize, stats
+from scipy import optimize, special
 from sklearn.model_selection import GroupShuffleSplit
 
 from rmkit.metrics import Pairs, bootstrap_interval, brier, judged_pairs, nll, of_pairs, require_matrix, share_interval
@@ -70,7 +70,7 @@ def calibration_error(
     pairs = _checked(rewards, ranks, bins)
     size = np.abs(pairs.difference)
     rng = np.random.default_rng(seed)
-    right = rng.random((CHANCE_DRAWS, len(size))) < stats.logistic.cdf(size)
+    right = rng.random((CHANCE_DRAWS, len(size))) < special.expit(size)
     by_chance = float(np.quantile([_error(np.where(row, size, -size), bins) for row in right], 0.95))
     interval = bootstrap_interval(
         lambda difference: _error(difference, bins), of_pairs(groups, pairs, ranks), pairs.difference, seed=seed,
@@ -135,7 +135,7 @@ def _checked(rewards: torch.Tensor, ranks: torch.Tensor, bins: int) -> Pairs:
 def _placed(difference: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of every pair, seen from the side that the model prefers: (its probability, whether that came true, its bin)."""
     size = np.abs(difference)
-    return stats.logistic.cdf(size), (np.sign(difference) + 1) / 2, places(size, bins // 2)
+    return special.expit(size), (np.sign(difference) + 1) / 2, places(size, bins // 2)
 
 
 def _error(difference: np.ndarray, bins: int) -> float:
