@@ -1,6 +1,7 @@
 """Plain `pytest --nbval notebooks` works from any folder: pyproject.toml holds pytest's options, and the
 kernels that nbval starts inherit the environment that is prepared here."""
 
+import functools
 import json
 import os
 from pathlib import Path
@@ -31,10 +32,11 @@ def pytest_xdist_auto_num_workers(config):
 
 def pytest_collection_modifyitems(items):
     """The longest notebook first: begun last, it would leave one of two cores without work at the end."""
-    longest = max({item.path for item in items}, key=work, default=None)
+    longest = max((item.path for item in items), key=work, default=None)
     items.sort(key=lambda item: item.path != longest)
 
 
+@functools.cache
 def work(path):
     """What the notebook cost when it was stored, in GFLOP; of other files, 0."""
     if path.suffix != ".ipynb":

@@ -236,16 +236,22 @@ class ImplicitRewardModel(BaseRewardModel):
             )  # fmt: skip
         return self.tokenizer.decode(answer[0, ids.shape[1] :], skip_special_tokens=True)
 
-    def save(self, folder: str | Path) -> Path:
-        """Write the policy as an ordinary causal language model, LoRA merged in: `load_backbone(folder)` reads it.
-
-        The folder appears whole or not at all. Raises FileExistsError for one that is there already.
-        """
+    @staticmethod
+    def require_savable(folder: str | Path) -> Path:
+        """The folder. Raises FileExistsError for one that `save` would refuse."""
         folder = Path(folder)
         if taken := next(
             (path for path in (folder, *folder.parents) if path.is_file() or path == folder and path.exists()), None
         ):
             raise FileExistsError(f"{taken} exists: give a folder that does not")
+        return folder
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the policy as an ordinary causal language model, LoRA merged in: `load_backbone(folder)` reads it.
+
+        The folder appears whole or not at all. Raises FileExistsError for one that is there already.
+        """
+        folder = self.require_savable(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as work:
             new = Path(work) / "new"

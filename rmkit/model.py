@@ -51,7 +51,7 @@ class RewardModel(BaseRewardModel):
         super().__init__(
             backbone, pooling=pooling, head=head, dropout=dropout, trainable=trainable, max_length=max_length
         )
-        if pooling not in POOLINGS:
+        if pooling not in list(POOLINGS):
             raise ValueError(f"pooling is one of {', '.join(POOLINGS)}: got {pooling!r}")
         if head not in ("linear", "mlp"):
             raise ValueError(f"head is 'linear' or 'mlp': got {head!r}")
@@ -92,6 +92,15 @@ class RewardModel(BaseRewardModel):
         with torch.autocast(self.device.type, enabled=False):
             return self.head(hidden).squeeze(-1)
 
+    @staticmethod
+    def require_savable(folder: str | Path) -> Path:
+        """The folder. Raises FileExistsError for one that `save` would refuse."""
+        folder = Path(folder)
+        taken = next((path for path in (folder, *folder.parents) if path.is_file()), None)
+        if taken or (folder.is_dir() and any(folder.iterdir()) and not (folder / SETTINGS).is_file()):
+            raise FileExistsError(f"{taken or folder} exists and is not a saved reward model: give another folder")
+        return folder
+
     def save(self, folder: str | Path) -> Path:
         """Write body, head, tokenizer and settings to a folder, as safetensors. LoRA adapters are merged in.
 
@@ -104,10 +113,7 @@ class RewardModel(BaseRewardModel):
 
         Raises FileExistsError for a folder that holds anything else, ValueError for a model whose rewards are not finite.
         """
-        folder = Path(folder)
-        taken = next((path for path in (folder, *folder.parents) if path.is_file()), None)
-        if taken or (folder.is_dir() and any(folder.iterdir()) and not (folder / SETTINGS).is_file()):
-            raise FileExistsError(f"{taken or folder} exists and is not a saved reward model: give another folder")
+        folder = self.require_savable(folder)
         _recover(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as work:

@@ -5,7 +5,8 @@
     accelerate launch --config_file rmkit/recipes/fsdp.yaml -m rmkit.train --config FILE
                         8 GPUs, each with a part of weights, gradients and moments: that file says what fits
 
-The curve is that of one process; a checkpoint of one goes on in the other. Notebook 03 shows a file, field by field.
+The curve is that of one process, but for dropout, which each process draws for itself, and draws anew where a run goes on; a
+checkpoint of one goes on in the other. Notebook 03 shows a file, field by field.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import dataclasses
 import inspect
 import sys
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -40,6 +42,7 @@ LOSSES = {
     )
 }  # fmt: skip
 HISTORY = "history.csv"
+WAIT = timedelta(hours=3)  # of a process for the others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +90,7 @@ def read_recipe(path: str | Path) -> Recipe:
         return value
 
     def one_of(value: object, name: str, allowed: Iterable[str]) -> str:
-        if value not in allowed:
+        if value not in list(allowed):  # a YAML list is in no dict
             raise ValueError(f"{path}: {name} is one of {', '.join(allowed)}: got {value!r:.80}")
         return value
 
@@ -130,8 +133,19 @@ def _numbers_as_text(training: dict) -> bool:
 
 
 def run(recipe: Recipe) -> tuple[BaseRewardModel, History]:
-    """Train what the recipe asks for; the first process saves it, and its history beside it."""
-    state = PartialState(cpu=not torch.cuda.is_available())  # of several processes, each takes its own GPU here
+    """Train what the recipe asks for; the first process saves it, and its history beside it.
+
+    Raises ValueError for a recipe that leaves to each of several processes what they must agree on, FileExistsError, before
+    anything is trained, for a folder to save to that holds something else; and whatever `fit` and the data do.
+    """
+    # of several processes, each takes its own GPU here; one writes a checkpoint for longer than others would wait
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=WAIT)
+    chosen = {"backbone": recipe.backbone, "model.trainable": recipe.model.get("trainable")}
+    if state.num_processes > 1 and (missing := [name for name, value in chosen.items() if value is None]):
+        raise ValueError(
+            f"the field {missing[0]!r} is missing: each of {state.num_processes} processes would choose by the memory of its own GPU"
+        )
+    KINDS[recipe.kind].require_savable(recipe.save)
     train, validation = _data(recipe)
     backbone = load_backbone(recipe.backbone)
     torch.manual_seed(recipe.training.seed)
@@ -160,6 +174,13 @@ def main(arguments: list[str]) -> int:
         model, history = run(recipe)
     except (ValueError, OSError, MemoryError, BackboneUnavailable, CheckpointError, NonFiniteLoss) as error:
         print(f"rmkit.train: {error}", file=sys.stderr)
+        return 1
+    except torch.OutOfMemoryError as error:
+        print(
+            f"rmkit.train: {first_line(error)}: the plan of rmkit.memory was too bold here. Set training.micro_batch_tokens "
+            "lower; with a checkpoint, the same command then goes on",
+            file=sys.stderr,
+        )
         return 1
     if PartialState().is_main_process:
         best = next(v for v in history.validations if v["step"] == history.best_step)

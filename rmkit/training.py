@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -221,24 +221,29 @@ class Run:
         if isinstance(loss, nn.Module):
             loss.to(model.device)
         # the model is where it was loaded to, and knows its own precision
-        self.accelerator = Accelerator(device_placement=False, mixed_precision="no")
+        as_counted = DistributedDataParallelKwargs(
+            gradient_as_bucket_view=True
+        )  # else processes keep each gradient twice
+        self.accelerator = Accelerator(device_placement=False, mixed_precision="no", kwargs_handlers=[as_counted])
         self.sharded = self.accelerator.is_fsdp2
         if self.accelerator.distributed_type == DistributedType.FSDP and not self.sharded:
             raise ValueError("of FSDP, only fsdp_version 2 is understood: launch with rmkit/recipes/fsdp.yaml")
         processes = self.accelerator.num_processes if self.sharded else 1
         self.given, self.model = model, _copy(model) if self.sharded else model
         self.plan = self._agreed(plan_memory(model, [*train, *validation], config.micro_batch_tokens, processes))
-        # fp16 knows no number below 6e-8: gradients on their way back through the body are kept above
-        self.loss_scale = 2.0**14 if model.autocast is torch.float16 else 1.0
+        # fp16 knows no number below 6e-8: gradients on their way back through the body are kept above. Powers of two change
+        # nothing but rounding, so a checkpoint does without
+        self.loss_scale = self.largest_scale = 2.0**14 if model.autocast is torch.float16 else 1.0
         # of several processes, `replica` adds their gradients up; `model` is what it has inside. FSDP puts others in the
         # place of its parameters, in the optimizer that it is shown, too, which may hold none of a loss
         self.replica, _ = self.accelerator.prepare(self.model, make_optimizer(trained_parameters(self.model), config))
         self.trained = trained_parameters(self.model, loss)
         self.optimizer = make_optimizer(self.trained, config)
         if self.sharded:
-            everything = [*train, *validation]
-            for micro in model.micro_batches(everything, self.plan.micro_batch_tokens):
-                model.batch([everything[i] for i in micro])  # what a reference thinks, which wants the model whole
+            if model.settings.get("reference_free") is False:  # what the reference thinks wants the model whole
+                everything = [*train, *validation]
+                for micro in model.micro_batches(everything, self.plan.micro_batch_tokens):
+                    model.batch([everything[i] for i in micro])
             for parameter in trained_parameters(model).values():
                 parameter.data = torch.empty(0, device=parameter.device)  # its memory, until `give_back`
         self.optimizer.zero_grad()  # of half a step, where an earlier run was interrupted
@@ -332,8 +337,9 @@ class Run:
                 break
             if self.loss_scale == 1:
                 self._give_up("gradient", indices)
-            self.loss_scale /= 16  # too large for fp16: the same step again
+            self.loss_scale = max(self.loss_scale / 16, 1.0)  # too large for fp16: the same step again
             self.optimizer.zero_grad()
+        self.loss_scale = min(2 * self.loss_scale, self.largest_scale)
         self.optimizer.step()
         self.optimizer.zero_grad()
         # nan where all are ties, which some losses learn from
@@ -392,7 +398,7 @@ class Run:
         """What must be the same for a checkpoint to go on. Micro-batches may differ: the gradient does not depend on them."""
         config = asdict(self.config)
         config.pop("micro_batch_tokens")
-        frozen = {name: p for name, p in self.model.named_parameters() if not p.requires_grad}
+        frozen = {name: p for name, p in self.given.named_parameters() if not p.requires_grad}  # whole, with FSDP, too
         return {
             **config,
             **self.model.settings,

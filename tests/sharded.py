@@ -50,6 +50,7 @@ def main(backbone, folder, *recipes):
 
     found["resumed"] = asdict(train(backbone, checkpoint=folder / "by one"))
     interrupt(backbone, folder / "by two")
+    found["frozen"] = asdict(train(backbone, "last:1", checkpoint=folder / "frozen"))
     for recipe in recipes:
         run(read_recipe(recipe))
     (folder / f"found-{state.process_index}.json").write_text(json.dumps(found))

@@ -6,10 +6,20 @@ import psutil
 import pytest
 import torch
 
-from rmkit import ImplicitRewardModel, RewardModel, TrainConfig, fit, load_backbone, load_preferences
+from rmkit import (
+    ImplicitRewardModel,
+    NonFiniteLoss,
+    RewardModel,
+    TrainConfig,
+    bradley_terry,
+    fit,
+    load_backbone,
+    load_preferences,
+)
 from rmkit import memory as memory_module
 from rmkit.base import MICRO_BATCH_TOKENS
 from rmkit.memory import bytes_a_token, fixed_bytes, plan_memory
+from rmkit.training import Run
 
 CONFIG = TrainConfig(learning_rate=3e-3, batch_size=8, max_steps=4, eval_every=4, patience=None)
 
@@ -61,7 +71,7 @@ def test_bytes_a_token_are_those_that_autograd_holds(make_model, data, trainable
     """On real pairs: twice as many pairs keep so much more. Within a tenth."""
     model = make_model(trainable=trainable).eval()
     encoded = model.encode(data[0])
-    few, many = (model.collate(encoded[:n]) for n in (4, 16))
+    few, many = (model.lay_out(encoded[:n]) for n in (4, 16))
     expected = (kept_by_torch(model, many) - kept_by_torch(model, few)) / (
         many.input_ids.numel() - few.input_ids.numel()
     )
@@ -174,8 +184,21 @@ def test_what_cannot_fit_is_said_with_what_to_change(make_model, data, short_of_
         plan_memory(model, model.encode(data[0]), None)
 
 
-def test_free_memory_is_the_machines(make_model):
-    assert memory_module.free_bytes(torch.device("cpu")) == pytest.approx(psutil.virtual_memory().available, rel=0.2)
+def test_weights_that_leave_no_room_to_measure_are_said_too(make_model, data, monkeypatch):
+    def none_left(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(memory_module, "bytes_a_token", none_left)
+    model = make_model()
+    with pytest.warns(UserWarning, match="and more than there is for the longest preference .* smaller backbone"):
+        plan_memory(model, model.encode(data[0]), None)
+
+
+def test_free_memory_is_the_machines(make_model, monkeypatch):
+    available = psutil.virtual_memory().available
+    assert memory_module.free_bytes(torch.device("cpu")) == pytest.approx(available, rel=0.2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # and is shared
+    assert memory_module.free_bytes(torch.device("cpu")) == pytest.approx(available / 4, rel=0.2)
 
 
 # --- fp16 -------------------------------------------------------------------------------------------------------
@@ -193,8 +216,6 @@ def test_fp16_learns_what_fp32_does(make_model, data):
 
 def test_gradient_that_is_too_large_for_fp16_is_computed_again(make_model, data, monkeypatch):
     """With a smaller scale, on the same preferences, and the step is the one that it would have been."""
-    from rmkit.training import Run
-
     model = make_model()
     model.autocast = torch.float16
     expected = fit(model, *data, CONFIG)
@@ -212,3 +233,37 @@ def test_gradient_that_is_too_large_for_fp16_is_computed_again(make_model, data,
     assert scales[0].loss_scale < 2.0**120
     assert [s["loss"] for s in history.steps] == pytest.approx([s["loss"] for s in expected.steps], abs=0.02)
     assert len(history.steps) == len(expected.steps)
+
+
+@pytest.mark.parametrize("autocast", [None, torch.float16])
+def test_gradient_that_no_scale_makes_finite_ends_the_run(make_model, data, autocast):
+    """A finite loss whose gradient is none: the root of 0. With fp16 it is computed again, but not for ever."""
+
+    def loss(rewards, ranks):
+        return bradley_terry(rewards, ranks) + (0 * rewards).sum(1).abs().sqrt()
+
+    model = make_model()
+    model.autocast = autocast
+    with pytest.raises(NonFiniteLoss, match="step 1: the gradient of the training preferences"):
+        fit(model, *data, CONFIG, loss)
+
+
+def test_scale_of_fp16_grows_again(make_model, data, monkeypatch):
+    scales, take = [], Run._take_step
+
+    def noted(run, indices):
+        if run.step == 0:
+            run.loss_scale = 1.0  # as after many gradients that were too large
+        record = take(run, indices)
+        scales.append(run.loss_scale)
+        return record
+
+    monkeypatch.setattr(Run, "_take_step", noted)
+    model = make_model()
+    model.autocast = torch.float16
+    fit(model, *data, CONFIG)
+    assert scales == [2, 4, 8, 16]
+    model = make_model()
+    scales.clear()
+    fit(model, *data, CONFIG)
+    assert scales == [1, 1, 1, 1], "fp32 needs none"

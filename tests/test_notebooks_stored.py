@@ -15,6 +15,12 @@ NOTEBOOKS = sorted((notebook_tool.ROOT / "notebooks").glob("*.ipynb"))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_stored_notebook_says_what_it_cost(path):
+    """The doctor makes minutes of it, and the longest is tested first."""
+    assert nbformat.read(path, as_version=4).metadata["rmkit"]["seconds"] > 0
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_stored_notebook_is_clean(path):
     assert notebook_tool.lint(nbformat.read(path, as_version=4)) == []
 

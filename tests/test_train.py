@@ -11,9 +11,11 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from accelerate import PartialState
 
 from rmkit import ImplicitRewardModel, RewardModel, TrainConfig, fit, load_backbone, load_preferences, split_preferences
 from rmkit.train import HISTORY, KINDS, LOSSES, main, read_recipe, run
+from rmkit.training import Run
 from tests import processes, sharded
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -118,6 +120,11 @@ BAD = {
     ),
     "no data": (lambda c: {**c, "data": {}}, "data: the field 'train' is missing"),
     "nothing to save to": (lambda c: {k: v for k, v in c.items() if k != "save"}, "the field 'save' is missing"),
+    "several kinds": (
+        lambda c: c | {"model": {"kind": ["explicit"]}},
+        "model.kind is one of explicit, implicit: got [",
+    ),
+    "several losses": (lambda c: c | {"loss": ["hinge"]}, "loss is one of bradley_terry"),
     "a kind": (lambda c: c | {"model": {"kind": "oracle"}}, "model.kind is one of explicit, implicit: got 'oracle'"),
     "a loss": (lambda c: c | {"loss": "mse"}, "loss is one of bradley_terry"),
     "a number for a text": (lambda c: c | {"checkpoint": 3}, "checkpoint is a text: got 3"),
@@ -141,11 +148,39 @@ def test_what_is_wrong_in_a_file_is_said(content, tmp_path, capsys, name):
         ({"backbone": "nowhere/none at all"}, "no backbone is called"),
         ({"data": {"train": "none.jsonl"}}, "none.jsonl"),
         ({"model": {"trainable": "most"}}, "trainable is 'head'"),
+        ({"model": {"trainable": "head", "pooling": ["last"]}}, "pooling is one of"),
     ],
 )
 def test_what_only_a_run_can_find_is_said(content, tmp_path, capsys, change, message):
     assert main(["--config", str(written(content | change, tmp_path))]) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_folder_that_is_taken_is_told_before_training(content, tmp_path, capsys, kind):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "thesis.txt").write_text("mine")
+    assert main(["--config", str(written(content | {"model": {"kind": kind}}, tmp_path))]) == 1
+    assert f"{tmp_path / 'model'} exists" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists(), "it has trained"
+
+
+@pytest.mark.parametrize("field", ["backbone", "model.trainable"])
+def test_several_processes_choose_nothing_for_themselves(content, tmp_path, capsys, monkeypatch, field):
+    PartialState(cpu=True)
+    monkeypatch.setitem(PartialState._shared_state, "num_processes", 2)  # all instances are one
+    content = content | ({"backbone": None} if field == "backbone" else {"model": {"kind": "explicit"}})
+    assert main(["--config", str(written(content, tmp_path))]) == 1
+    assert f"the field {field!r} is missing: each of 2 processes" in capsys.readouterr().err
+
+
+def test_gpu_that_is_full_after_all(content, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(Run, "go", full)
+    assert main(["--config", str(written(content, tmp_path))]) == 1
+    assert "Tried to allocate 2 GiB: the plan" in capsys.readouterr().err
 
 
 def test_no_file(capsys, tmp_path):
@@ -227,6 +262,8 @@ def test_a_model_in_parts_trains_what_a_whole_one_does(tiny_folder, content, tmp
             assert flat(process["curves"][name]) == pytest.approx(flat(expected), abs=1e-4, nan_ok=True), name
     assert [path.name for path in (tmp_path / "by two").glob("step-*")] == ["step-00000004"]
     resumed = asdict(processes.train(str(tiny_folder), checkpoint=tmp_path / "by two"))
+    finished = asdict(processes.train(str(tiny_folder), "last:1", checkpoint=tmp_path / "frozen"))  # it is the same run
+    assert flat(finished) == pytest.approx(flat(found[0]["frozen"]), abs=0, nan_ok=True)
     validation = processes.data()[1]
     for process in (*found, {"resumed": resumed, "rewards": model.rewards(validation).tolist()}):
         assert flat(process["resumed"]) == pytest.approx(flat(history), abs=1e-4)
