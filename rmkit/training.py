@@ -221,9 +221,8 @@ class Run:
         if isinstance(loss, nn.Module):
             loss.to(model.device)
         # the model is where it was loaded to, and knows its own precision
-        as_counted = DistributedDataParallelKwargs(
-            gradient_as_bucket_view=True
-        )  # else processes keep each gradient twice
+        # of several processes, each would else keep every gradient twice
+        as_counted = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
         self.accelerator = Accelerator(device_placement=False, mixed_precision="no", kwargs_handlers=[as_counted])
         self.sharded = self.accelerator.is_fsdp2
         if self.accelerator.distributed_type == DistributedType.FSDP and not self.sharded:
