@@ -232,23 +232,39 @@ def rank_correlation(
         raise ValueError(f"one reward, rating and group a completion: got {a.shape}, {b.shape} and {len(groups)}")
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise ValueError("a reward or a rating is not a finite number")
-    columns = np.atleast_2d(a).T, b  # (N, R), (N)
-    if min(np.ptp(columns[0], 0).min(), np.ptp(b)) == 0:
+    values = np.column_stack([np.atleast_2d(a).T, b])  # (N, R + 1): the last column holds the ratings
+    if np.ptp(values, 0).min() == 0:
         raise ValueError("all rewards or all ratings are equal: there is no ranking to compare")
-    correlation = methods[method]
-    return Estimate(float(correlation(*columns)), *bootstrap_interval(correlation, groups, *columns), len(b))
+    orders, correlation = order_numbers(values), methods[method]
+    return Estimate(float(correlation(orders)), *bootstrap_interval(correlation, groups, orders), len(b))
 
 
-def _spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Of each column of a [N, R] with b [N], the mean; 0 where all are equal. scipy's, many times faster for many columns."""
-    ranks = stats.rankdata(np.column_stack([a, b]), axis=0)
+def order_numbers(values: np.ndarray) -> np.ndarray:
+    """Every column's values as whole numbers in the same order, 0 for the least: [N, R] → [N, R]."""
+    return np.column_stack([np.unique(column, return_inverse=True)[1] for column in values.T])
+
+
+def average_ranks(orders: np.ndarray) -> np.ndarray:
+    """scipy's rankdata of every column of `order_numbers`, or of rows drawn from them: by counting, with nothing to sort."""
+    size, columns = orders.max() + 1, orders.shape[1]
+    places = orders + size * np.arange(columns)
+    counts = np.bincount(places.ravel(), minlength=size * columns).reshape(columns, size)
+    return (counts.cumsum(1) - (counts - 1) / 2).ravel()[places]
+
+
+def _spearman(orders: np.ndarray) -> float:
+    """Of each column with the last, the mean; 0 where all are equal."""
+    ranks = average_ranks(orders)
     ranks -= ranks.mean(0)
     products, sizes = ranks.T @ ranks[:, -1], np.linalg.norm(ranks, axis=0)
     return float(np.mean(products[:-1] / np.maximum(sizes[:-1] * sizes[-1], 1e-12)))
 
 
-def _kendall(a: np.ndarray, b: np.ndarray) -> float:
-    return np.mean([stats.kendalltau(one, b).statistic if np.ptp(one) and np.ptp(b) else 0.0 for one in a.T])
+def _kendall(orders: np.ndarray) -> float:
+    b = orders[:, -1]
+    return np.mean(
+        [stats.kendalltau(a, b).statistic if np.ptp(a) and np.ptp(b) else 0.0 for a in orders[:, :-1].T]
+    )  # fmt: skip
 
 
 def lengths(preferences: Sequence[Preference]) -> torch.Tensor:

@@ -11,10 +11,12 @@ from rmkit import Preference, pairwise_accuracy, wilson_interval
 from rmkit.metrics import (
     accuracy_difference,
     accuracy_table,
+    average_ranks,
     bootstrap_interval,
     brier,
     grouped_folds,
     nll,
+    order_numbers,
     rank_correlation,
     reward_summary,
     spillover_gap,
@@ -137,6 +139,15 @@ def test_rank_correlation_is_scipys_with_an_interval():
         rank_correlation(reward, reward, groups, "pearson")
     with pytest.raises(ValueError, match="no ranking to compare"):
         rank_correlation(reward, torch.ones(200), groups)
+
+
+def test_ranks_are_counted_as_scipy_sorts_them():
+    """Also of drawn rows, in which some values are missing and others double; ties share the mean of their ranks."""
+    rng = np.random.default_rng(0)
+    values = np.column_stack([rng.normal(size=60), rng.integers(0, 4, 60), np.zeros(60)])
+    orders = order_numbers(values)
+    for rows in (np.arange(60), rng.integers(0, 60, 90)):
+        np.testing.assert_array_equal(average_ranks(orders[rows]), stats.rankdata(values[rows], axis=0))
 
 
 def test_table_has_length_beside_every_accuracy():
