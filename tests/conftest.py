@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from rmkit import load_backbone
+from tests.notebook_tool import empty_cache
 from tests.tiny import make_tiny_backbone
 
 
@@ -21,6 +22,14 @@ def plain_machine():
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RMKIT_BACKBONE", raising=False)
         patch.setattr(torch.cuda, "is_available", lambda: False)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory):
+    """What the developer's machine keeps, states and guesses, is neither read nor touched: of it there are the language models alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RMKIT_CACHE", empty_cache(tmp_path_factory.mktemp("machine")))
         yield
 
 

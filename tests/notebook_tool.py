@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
 import nbformat
 from IPython.core.displayhook import DisplayHook
@@ -151,17 +152,28 @@ def write(nb: nbformat.NotebookNode, path: Path) -> None:
         new.unlink(missing_ok=True)
 
 
+def empty_cache(folder: Path) -> str:
+    """A cache in this folder that has the language models and nothing else, for `RMKIT_CACHE`: no states, no guesses."""
+    from rmkit import cache_folder  # not above: it takes seconds, and neither lint nor pytest's conftest needs it
+
+    backbones = cache_folder() / "backbones"
+    backbones.mkdir(parents=True, exist_ok=True)
+    (folder / "cache").mkdir()
+    (folder / "cache" / "backbones").symlink_to(backbones.absolute())
+    return str(folder / "cache")
+
+
 def run(path: Path) -> None:
     """Execute the notebook in place, as on a machine that has run none, and print what it cost, with its five slowest cells.
 
     What it cost, and how fast this machine was just before, is stored for `python -m rmkit.doctor`.
     """
-    from rmkit import doctor, trunk  # not above: it takes seconds, and neither lint nor pytest's conftest needs it
+    from rmkit import doctor
 
-    shutil.rmtree(trunk.trunk_folder(), ignore_errors=True)
     nb = nbformat.read(path, as_version=4)
     machine = {"device": doctor.device(), "speed_gflops": round(doctor.speed(doctor.device()), 1)}
-    cost = execute(nb, path.resolve().parent)
+    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, RMKIT_CACHE=empty_cache(Path(folder))):
+        cost = execute(nb, path.resolve().parent)
     normalise(nb)
     spent = {"seconds": round(cost["wall"], 1), "cpu_seconds": round(cost["cpu"], 1)}
     nb.metadata["rmkit"] = machine | spent | {"peak_gb": round(cost["peak"] / 1e9, 2)}

@@ -8,7 +8,6 @@ import inspect
 import nbformat
 import pytest
 
-from rmkit import cache_folder
 from rmkit.exercises import find
 from tests import notebook_tool
 from tests.exercise_table import FUNCTION
@@ -20,9 +19,7 @@ NOTEBOOKS = sorted((notebook_tool.ROOT / "notebooks").glob("*.ipynb"))
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_no_cell_raises_on_a_tiny_backbone_with_every_exercise_solved(path, tiny_folder, tmp_path, monkeypatch):
     """In a folder and with a cache of its own, so that neither the repository nor the developer's guesses change."""
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "backbones").symlink_to(cache_folder() / "backbones")  # a lesson may name SmolLM2 itself
-    monkeypatch.setenv("RMKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("RMKIT_CACHE", notebook_tool.empty_cache(tmp_path))  # a lesson may name SmolLM2 itself
     monkeypatch.setenv("RMKIT_BACKBONE", str(tiny_folder))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

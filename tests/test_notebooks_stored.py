@@ -145,6 +145,20 @@ def test_run_stores_a_notebook_that_passes_lint(tmp_path, capsys):
     assert "s wall" in capsys.readouterr().out
 
 
+def test_run_begins_with_an_empty_cache_and_leaves_ours_alone(tmp_path, monkeypatch):
+    """What a learner's machine has read stays there, and does not come into a notebook that is stored as run on a new one."""
+    ours = tmp_path / "ours"
+    (ours / "trunk" / "model").mkdir(parents=True)
+    (ours / "trunk" / "model" / "entry").write_text("read")
+    (ours / "predictions.json").write_text("{}")
+    (ours / "backbones").mkdir()
+    monkeypatch.setenv("RMKIT_CACHE", str(ours))
+    path = stored(tmp_path / "nb.ipynb", "import rmkit\nsorted(p.name for p in rmkit.cache_folder().iterdir())")
+    notebook_tool.run(path)
+    assert nbformat.read(path, as_version=4).cells[0].outputs[0].data["text/plain"] == "['backbones']"
+    assert (ours / "trunk" / "model" / "entry").read_text() == "read" and (ours / "predictions.json").is_file()
+
+
 def test_run_that_fails_leaves_the_old_file(tmp_path):
     path = stored(tmp_path / "nb.ipynb", "1 + 1", "raise ValueError('planted')")
     before = path.read_bytes()

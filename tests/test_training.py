@@ -231,20 +231,22 @@ def with_ties(preferences, every=3):
 
 
 @pytest.mark.parametrize("model_of_ties", [RaoKupper, Davidson])
-@pytest.mark.parametrize("rate", [1e-3, 0.3], ids=["it learns", "it is destroyed"])
-def test_tie_rate_trains_and_its_best_comes_back_with_the_weights(make_model, few, model_of_ties, rate):
-    """Measured anew, model and loss give the very loss of the best validation; the last one was another."""
+@pytest.mark.parametrize("learns", [True, False], ids=["it learns", "it learns the opposite"])
+def test_tie_rate_trains_and_its_best_comes_back_with_the_weights(make_model, few, model_of_ties, learns):
+    """Measured anew, model and loss give the very loss of the best validation; where it learns the opposite, the last was worse."""
     sides, loss, model = [with_ties(side) for side in few], model_of_ties(0.5), make_model()
-    config = TrainConfig(learning_rate=rate, warmup_ratio=0, eval_every=1, patience=None, max_steps=8)
+    if not learns:
+        sides[0] = [replace(p, completions=p.completions[::-1]) for p in sides[0]]
+    config = TrainConfig(learning_rate=1e-3, warmup_ratio=0, eval_every=1, patience=None, max_steps=8)
     history = fit(model, *sides, config, loss)
     best = next(v for v in history.validations if v["step"] == history.best_step)
     with torch.no_grad():
         again = loss(model.rewards(sides[1]), ranks_tensor(sides[1])).mean().item()
     assert again == pytest.approx(best["loss"], abs=1e-6)
-    if rate < 0.1:
+    if learns:
         assert history.best_step > 0 and loss.tie_rate < 0.49  # towards one in three
     else:
-        assert history.best_step < 8 and history.validations[-1]["loss"] != pytest.approx(best["loss"], abs=1e-3)
+        assert history.best_step < 8 and history.validations[-1]["loss"] > best["loss"] + 0.1
 
 
 def test_tie_rate_has_a_learning_rate_of_its_own(make_model, few):
