@@ -1,8 +1,4 @@
-"""What the frozen layers compute, computed once for each text and kept on disk (notebook 03).
-
-python -m rmkit.trunk         # says how much is kept, and where
-python -m rmkit.trunk clear   # deletes it
-"""
+"""What the frozen layers compute, computed once for each text and kept on disk (notebook 03)."""
 
 from __future__ import annotations
 
@@ -11,8 +7,6 @@ import copy
 import hashlib
 import json
 import os
-import shutil
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -127,7 +121,7 @@ class Trunk:
         for path in needed:
             with contextlib.suppress(OSError):
                 os.utime(path)
-        kept = [(path in needed, used, size, path) for path, used, size in _entries()]
+        kept = [(path in needed, used, size, path) for path, used, size in entries()]
         self.room = size_cap() - sum(size for _, _, size, _ in kept)
         size = self.body.config.hidden_size
         wanted = sum(4 * size * vectors + OVERHEAD for path, vectors in needed.items() if not path.is_file())
@@ -276,31 +270,12 @@ def _part(body: nn.Module, layers: slice, norm: nn.Module) -> nn.Module:
     return part
 
 
-def _entries() -> list[tuple[Path, float, int]]:
+def entries() -> list[tuple[Path, float, int]]:
     """(path, time of last use, bytes) of everything that is kept, for any model."""
-    entries = []
+    found = []
     for path in trunk_folder().glob("*/*/*"):
         with contextlib.suppress(FileNotFoundError):  # another process may be making room, too
             stat = path.stat()
             if path.is_file():  # and no folder in which an entry is being written
-                entries.append((path, stat.st_mtime, stat.st_size))
-    return entries
-
-
-def main(arguments: list[str]) -> int:
-    """Say what the store holds; with `clear`, delete it."""
-    if arguments not in ([], ["clear"]):
-        print("usage: python -m rmkit.trunk [clear]", file=sys.stderr)
-        return 2
-    before = _entries()
-    if arguments:
-        shutil.rmtree(trunk_folder(), ignore_errors=True)
-        print(f"{trunk_folder()}: {len(before) - len(_entries())} of {len(before)} entries deleted")
-    else:
-        size = sum(size for _, _, size in before)
-        print(f"{trunk_folder()}: {len(before)} entries, {size / 1e6:.1f} MB of at most {size_cap() / 1e6:.0f} MB")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+                found.append((path, stat.st_mtime, stat.st_size))
+    return found

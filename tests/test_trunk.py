@@ -20,7 +20,8 @@ from rmkit import (
     load_backbone,
     load_preferences,
 )
-from rmkit.trunk import OVERHEAD, Trunk, frozen_layers, main, size_cap, trunk_folder
+from rmkit.store import main
+from rmkit.trunk import OVERHEAD, Trunk, frozen_layers, size_cap, trunk_folder
 
 # The same completions under two prompts, three completions, seventeen (more than a row takes), and plain pairs.
 DATA = [
@@ -367,8 +368,8 @@ def test_command_says_and_clears(make_model, store, capsys):
     files = len([path for path in store.rglob("*") if path.is_file()])
     assert files == sum(len(p.completions) for p in DATA)
     assert main([]) == 0 and f"{files} entries, " in capsys.readouterr().out
-    done = subprocess.run([sys.executable, "-m", "rmkit.trunk", "clear"], capture_output=True, text=True)
-    assert f"{files} of {files} entries deleted" in done.stdout and not store.exists()
+    done = subprocess.run([sys.executable, "-m", "rmkit.store", "clear"], capture_output=True, text=True)
+    assert f"{files} of {files} entries deleted" in done.stdout and not store.exists() and not done.stderr
     assert main([]) == 0 and ": 0 entries, " in capsys.readouterr().out
     assert main(["wipe"]) == 2 and "usage" in capsys.readouterr().err
 
