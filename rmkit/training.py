@@ -33,6 +33,7 @@ from rmkit.preferences import Preference, on_both_sides, require_preferences
 from rmkit.trunk import computed_once
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+GROW_EVERY = 100  # steps, after which fp16's scale is tried twice as large: one that is too large costs the step anew
 LOSS_LEARNING_RATE = 0.05  # of a loss's own parameters: a number or two, in nats, whatever rate suits a body's weights
 
 REMEDY = "Try, in this order: a learning rate ten times lower; a longer warm-up; a smaller max_grad_norm; and read these rows."
@@ -132,7 +133,7 @@ def fit(
     Best is the highest ranking accuracy and, of equals, the lowest loss. The model is measured before the
     first step, every `eval_every` steps and at the end. A step draws its preferences at random and works
     through them in micro-batches of like length whose gradients add up: exactly the whole batch's gradient.
-    What frozen layers give is computed once (`rmkit.trunk`). Where memory is short, layers are computed twice
+    What frozen layers give is computed once (`rmkit.trunk`; not with FSDP). Where memory is short, layers are computed twice
     (`rmkit.memory`). Under `accelerate launch`, processes share every step's micro-batches (`rmkit.train`), and with FSDP the
     weights, too: until `fit` is done, or raises NonFiniteLoss, the model that was passed is then empty.
     loss: one of `rmkit.losses`, or a function as they are. One that is a module with parameters, such as `RaoKupper`,
@@ -338,7 +339,8 @@ class Run:
                 self._give_up("gradient", indices)
             self.loss_scale = max(self.loss_scale / 16, 1.0)  # too large for fp16: the same step again
             self.optimizer.zero_grad()
-        self.loss_scale = min(2 * self.loss_scale, self.largest_scale)
+        if (self.step + 1) % GROW_EVERY == 0:
+            self.loss_scale = min(2 * self.loss_scale, self.largest_scale)
         self.optimizer.step()
         self.optimizer.zero_grad()
         # nan where all are ties, which some losses learn from

@@ -2,8 +2,8 @@
 
 Prints a markdown report, row by row, and writes it to FILE as well. A row that fails says why, and the next one follows;
 after N seconds (540) the rest are skipped. TinyLlama-1.1B's architecture has random weights here, and texts are random
-tokens: speed and memory do not depend on what they say. Nothing is kept on disk (`rmkit.trunk`): frozen layers are
-computed in every step. --smoke runs the same code on the CPU, in miniature.
+tokens: speed and memory do not depend on what they say. Frozen layers are computed in every step, where a row does not
+say that they are read from the store (`rmkit.trunk`), as `fit` reads them. --smoke runs the same code on the CPU, in miniature.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import copy
 import datetime
 import gc
 import importlib.metadata
+import os
 import random
 import statistics
 import sys
@@ -23,6 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import psutil
 import torch
@@ -41,11 +43,13 @@ import rmkit
 from rmkit.batching import PADDING, Batch, Encoded
 from rmkit.memory import PeakMemory
 from rmkit.training import Run
+from tests.notebook_tool import empty_cache
 from tests.tiny import make_tiny_backbone
 
 ROW_SECONDS = 12  # after which no further step of a row is timed
 SMALL_CARD_BYTES = 15e9  # of 16 GB, what the driver leaves for tensors
 SPECIAL = ("<pad>", "</s>", "<unk>")  # ids 0, 1, 2: no random text has them
+TWO_WORDS = Encoded((3,), ((4,), (5,)), (0, 1))
 COLUMNS = ("tokens in memory", "tokens/s", "pairs/s", "TFLOP/s", "MFU", "peak GB")
 TINYLLAMA = LlamaConfig(
     vocab_size=32000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32,
@@ -208,7 +212,7 @@ def matrix_rate(setting: Setting, dtype: torch.dtype) -> float:
     return 10 * 2 * setting.side**3 / timed(lambda: [a @ b for _ in range(10)], setting)
 
 
-def random_backbone(setting: Setting, autocast: torch.dtype, kind: type = LlamaForCausalLM) -> rmkit.Backbone:
+def random_backbone(setting: Setting, autocast: torch.dtype | None, kind: type = LlamaForCausalLM) -> rmkit.Backbone:
     words = models.WordLevel({token: i for i, token in enumerate(SPECIAL)}, unk_token="<unk>")
     tokenizer = PreTrainedTokenizerFast(  # of a pad token, and an end: nothing more is asked of it
         tokenizer_object=Tokenizer(words), pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
@@ -244,7 +248,7 @@ def flops(model: rmkit.RewardModel, batches: Sequence[Batch]) -> float:
     linear = [module for module in model.body.layers.modules() if isinstance(module, nn.Linear)]  # LoRA's included
     hooks = [matrix.register_forward_hook(of_matrix) for matrix in linear]
     hooks += [layer.self_attn.register_forward_hook(of_attention) for layer in model.body.layers]
-    model(batches[0])
+    model(model.collate([TWO_WORDS]))  # of what has a gradient, any pair tells as much as the whole step
     for hook in hooks:
         hook.remove()
     # a token's position is the number of tokens that it sees before itself, in a shared row too
@@ -253,9 +257,13 @@ def flops(model: rmkit.RewardModel, batches: Sequence[Batch]) -> float:
 
 
 def train(
-    setting: Setting, trainable: str, shape: Shape, budget: int | None, autocast: torch.dtype = torch.bfloat16
-) -> Figures:
-    """Steps as `rmkit.fit` takes them, of one shape's pairs over and over. budget: None for what it chooses itself."""
+    setting: Setting, trainable: str, shape: Shape, budget: int | None, autocast: torch.dtype = torch.bfloat16,
+    stored: bool = False,
+) -> Figures:  # fmt: skip
+    """Steps as `rmkit.fit` takes them, of one shape's pairs over and over. budget: None for what it chooses itself.
+
+    stored: what frozen layers give is read from the disk, as in every epoch but the first.
+    """
     backbone = random_backbone(setting, autocast)  # with its language-model head, which a notebook holds as well
     model = rmkit.RewardModel(backbone, trainable=trainable)
     encoded = shape.draw(setting.config.vocab_size)
@@ -265,12 +273,23 @@ def train(
     micro = model.micro_batches(encoded, plan.micro_batch_tokens)
     needed = flops(model, [model.lay_out([encoded[i] for i in indices]) for indices in micro])
     if plan.checkpointing:
-        model.body.gradient_checkpointing_enable({"use_reentrant": False})
+        model.body.activation_checkpointing_enable({"use_reentrant": False})
     records = []
-    with PeakMemory(model.device) as memory:
+    store = rmkit.computed_once(model, encoded) if stored else contextlib.nullcontext()
+    with store, PeakMemory(model.device) as memory:
         seconds = timed(lambda: records.append(run._take_step(list(range(shape.pairs)))), setting)
     did = (seconds, shape.pairs, records[-1]["tokens"], needed, memory.peak)
     return Figures(*did, plan.micro_batch_tokens, plan.checkpointing)
+
+
+def attention(setting: Setting, shape: Shape) -> list[str]:
+    """The names of torch's attention operations in a pass forward over a pair of this shape."""
+    model = rmkit.RewardModel(random_backbone(setting, torch.bfloat16))
+    batch = model.lay_out(shape.draw(setting.config.vocab_size)[:1])
+    with torch.no_grad(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        model(batch)
+    names = {event.key for event in profile.key_averages()}
+    return sorted(name.removeprefix("aten::_") for name in names if name.startswith("aten::_scaled_dot_product"))
 
 
 def train_small(setting: Setting, trainable: str, autocast: torch.dtype, budgets: Sequence[int | None]) -> Figures:
@@ -300,14 +319,14 @@ class Clock(TrainerCallback):
             control.should_training_stop = True
 
 
-def train_with_trl(setting: Setting, shape: Shape, checkpointing: bool) -> Figures:
-    """TRL's RewardTrainer on the same pairs: all of the model, in bf16 as is its default."""
+def train_with_trl(setting: Setting, trainable: str, shape: Shape, checkpointing: bool) -> Figures:
+    """TRL's RewardTrainer on the same pairs, in bf16 as is its default; the same parameters train."""
     from datasets import Dataset
     from trl import RewardConfig, RewardTrainer
 
     backbone = random_backbone(setting, torch.bfloat16, LlamaForSequenceClassification)
     encoded = shape.draw(setting.config.vocab_size)
-    ours = rmkit.RewardModel(backbone)  # to count with: it has the same body
+    ours = rmkit.RewardModel(backbone, trainable=trainable)  # to count with, and to freeze: it has the same body
     batches = [ours.collate(encoded[i : i + setting.trl_pairs]) for i in range(0, shape.pairs, setting.trl_pairs)]
     needed, tokens = flops(ours, batches), sum(batch.tokens for batch in batches)
     steps, clock = setting.warm_up + setting.steps, Clock(setting)
@@ -360,7 +379,7 @@ def header(report: Written, setting: Setting) -> dict[torch.dtype, float | None]
 
 
 def main() -> int:
-    """Print the report; 2 without a GPU, 1 where no row could be measured."""
+    """Print the report; 2 without a GPU, 1 where no row could be measured. A row that failed says so in its place."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.gpu", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, metavar="FILE", help="where to write the report, beside printing it")
     parser.add_argument("--seconds", type=float, default=540, metavar="N", help="after which no row is begun")
@@ -370,6 +389,12 @@ def main() -> int:
         print("This measures a CUDA GPU, and there is none; --smoke tries the script on a CPU.", file=sys.stderr)
         return 2
     began = max(psutil.Process().create_time(), time.time() - 60)  # or later, where the machine's clock was set since
+    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, RMKIT_CACHE=empty_cache(Path(folder))):
+        return measured(options, began)
+
+
+def measured(options: argparse.Namespace, began: float) -> int:
+    """The whole report, table by table."""
     report = Written(options.out, began + options.seconds)
     setting = SMOKE if options.smoke else GPU
     rates = header(report, setting)
@@ -389,6 +414,24 @@ def main() -> int:
         "(`flops` in this script). Peak GB: of tensors, those of the unused language-model head among them."
     )
 
+    report.table("What rmkit leaves out on a CPU: does it pay here?", "trainable", "a step", "", *COLUMNS)
+    with mock.patch.object(rmkit.RewardModel, "may_share", False):
+        report.row(
+            ["all", setting.dialogues, "prompts not shared"], cells, train, setting, "all", setting.dialogues, None
+        )
+    for stored in (True, False):
+        how = "frozen layers from the store" if stored else "frozen layers computed"
+        measure = partial(train, stored=stored)
+        report.row(["last:2", setting.rows, how], cells, measure, setting, "last:2", setting.rows, None)
+    report.say(
+        "\nTheir twins without the saving stand in the first table, or beside them. Where frozen layers are read, they count as "
+        "computed: compare pairs/s."
+    )
+
+    report.table("Which attention torch chose", "rows", "operations")
+    for shape, rows in ((setting.rows, "a completion each"), (setting.dialogues, "shared, with a mask")):
+        report.row([rows], lambda names: [", ".join(names)], attention, setting, shape)
+
     report.table("TinyLlama-1.1B in the memory of a 16 GB card", "trainable", "autocast", *COLUMNS)
     for trainable in ("last:2", "lora"):
         for dtype, rate in rates.items():
@@ -401,16 +444,17 @@ def main() -> int:
         f"{', '.join(f'{b:,}' for b in setting.small_budgets)} does. The speed is this card's: none is claimed for another."
     )
 
-    report.table("Against TRL's RewardTrainer", "trainer", "a step", *COLUMNS)
-    for shape in (setting.rows, setting.dialogues):
+    report.table("Against TRL's RewardTrainer", "trainer", "trainable", "a step", *COLUMNS)
+    compared = [("all", setting.rows), ("all", setting.dialogues), ("lora", setting.rows), ("last:2", setting.rows)]
+    for trainable, shape in compared:
         prompts = 1 if shape == setting.dialogues else 2  # of a pair, as rmkit lays it out
-        row = prompts * shape.prompt + 2 * shape.longest
-        report.row(["rmkit", shape], cells, train, setting, "all", shape, setting.trl_pairs * row)
-        report.row(["TRL, its defaults", shape], cells, train_with_trl, setting, shape, True)
-        report.row(["TRL, no gradient checkpointing", shape], cells, train_with_trl, setting, shape, False)
+        budget = setting.trl_pairs * (prompts * shape.prompt + 2 * shape.longest)
+        report.row(["rmkit", trainable, shape], cells, train, setting, trainable, shape, budget)
+        for name, checkpointing in (("TRL, its defaults", True), ("TRL, no gradient checkpointing", False)):
+            report.row([name, trainable, shape], cells, train_with_trl, setting, trainable, shape, checkpointing)
     report.say(
-        f"\nAll of the model trains, with {setting.trl_pairs} pairs in memory at a time. TRL computes a prompt anew for each of its "
-        "completions, so compare pairs/s. rmkit's seconds include laying out the batches, TRL's do not."
+        f"\nWith {setting.trl_pairs} pairs in memory at a time; what is frozen is computed in every step by both. TRL computes a "
+        "prompt anew for each of its completions, so compare pairs/s. rmkit's seconds include laying out the batches, TRL's do not."
     )
 
     report.table("The run of notebook 03: json_vs_text", "backbone", "losses", "right, held out", "seconds")

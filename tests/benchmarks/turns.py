@@ -26,6 +26,7 @@ def rmkit_steps(go: Callable, report: Callable, data: list, trainable: str, epoc
     config = TrainConfig(batch_size=BATCH, epochs=epochs)
     run = Run(model, data, data[:1], config, bradley_terry)
     with computed_once(model, data):
+        run._validate(None)  # as `fit` does before its first step: it keeps a copy of the best weights
         for indices in itertools.islice(draw_batches(len(data), config), run.total):
             go()
             began = time.process_time()
@@ -33,18 +34,37 @@ def rmkit_steps(go: Callable, report: Callable, data: list, trainable: str, epoc
             report(time.process_time() - began)
 
 
-def trl_steps(
-    go: Callable, report: Callable, data: list, trainable: str, epochs: int, per_device: int = BATCH, **options
-) -> None:
-    """RewardTrainer's step on the same tokens."""
+def classifier() -> tuple:
+    """transformers' own model with one score, in fp32; and its padding, which is not its end of turn: as rmkit chooses it."""
     import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from rmkit.backbones import separate_pad_token
+    from rmkit.smollm2 import smollm2_folder
+
+    model = AutoModelForSequenceClassification.from_pretrained(smollm2_folder(), num_labels=1, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_folder())
+    model.generation_config = None  # it generates nothing
+    separate_pad_token(tokenizer, model)
+    return model, tokenizer
+
+
+def trl_steps(
+    go: Callable, report: Callable, data: list, trainable: str, epochs: int, per_device: int = BATCH,
+    by_length: bool = False, **options
+) -> None:  # fmt: skip
+    """RewardTrainer's step on the same tokens.
+
+    by_length: all pairs sorted, which is better for TRL than what its `group_by_length` comes to on any data set: that
+    sorts 50 batches at a time, and of few pairs one batch at a time.
+    """
+    if by_length:
+        data, options = sorted(data, key=lambda e: e.length), options | {"train_sampling_strategy": "sequential"}
     from datasets import Dataset
-    from transformers import AutoModelForSequenceClassification, TrainerCallback
+    from transformers import TrainerCallback
     from trl import RewardConfig, RewardTrainer
 
-    from rmkit import load_backbone
     from rmkit.base import set_trainable
-    from rmkit.smollm2 import smollm2_folder
 
     class Turns(TrainerCallback):
         def on_step_begin(self, *_, **__):
@@ -54,13 +74,10 @@ def trl_steps(
         def on_step_end(self, *_, **__):
             report(time.process_time() - self.began)
 
-    tokenizer = load_backbone("smollm2-135m").tokenizer  # whose padding is not its end of turn
-    model = AutoModelForSequenceClassification.from_pretrained(smollm2_folder(), num_labels=1, dtype=torch.float32)
-    model.config.pad_token_id = tokenizer.pad_token_id
+    model, tokenizer = classifier()
     set_trainable(model.model, trainable)
     rows = {"chosen_ids": [[*e.prompt, *e.completions[0]] for e in data]}
     rows |= {"rejected_ids": [[*e.prompt, *e.completions[1]] for e in data]}
-    rows |= {"length": [e.length for e in data]}
     with tempfile.TemporaryDirectory() as folder:
         config = RewardConfig(
             folder, per_device_train_batch_size=per_device, gradient_accumulation_steps=BATCH // per_device,
@@ -93,9 +110,14 @@ def take_turns(runners: dict[str, tuple[Callable, dict]], steps: int) -> dict[st
         theirs.close()
     for _ in range(steps):
         for name, pipe in pipes.items():
-            assert pipe.recv() == "ready"
-            pipe.send("go")
-            seconds[name].append(pipe.recv())
+            try:
+                assert pipe.recv() == "ready"
+                pipe.send("go")
+                seconds[name].append(pipe.recv())
+            except EOFError:
+                for process in processes:
+                    process.kill()
+                raise SystemExit(f"{name} ended before its time: what it said is above") from None
             print(f"    {name}: {seconds[name][-1]:.1f} s", file=sys.stderr, flush=True)
     for name, pipe in pipes.items():
         peaks[name] = pipe.recv()[1]
