@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import asdict, fields
@@ -181,6 +182,15 @@ def test_gpu_that_is_full_after_all(content, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Run, "go", full)
     assert main(["--config", str(written(content, tmp_path))]) == 1
     assert "Tried to allocate 2 GiB: the plan" in capsys.readouterr().err
+
+
+def test_the_shipped_recipe_names_every_loss():
+    (line,) = [
+        line
+        for line in (ROOT / "rmkit" / "recipes" / "json_vs_text.yaml").read_text("utf-8").splitlines()
+        if line[:5] == "loss:"
+    ]
+    assert set(re.findall(r"\w+", line)) - {"loss", "or"} == set(LOSSES)
 
 
 def test_no_file(capsys, tmp_path):
