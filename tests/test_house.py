@@ -42,10 +42,14 @@ def test_the_ci_runs_the_test_command_of_the_readme():
 
 
 def test_the_speeds_that_the_readme_quotes_were_measured():
-    """In the order of the benchmarks' report, rounded to two digits."""
+    """Beside TRL, in the order of the benchmarks' report: ratios rounded to two digits, and peaks of memory."""
     section = README.split("## How fast")[1].split("\n## ")[0]
-    quoted = [float(n) for n in re.findall(r"\| ([\d.]+) \|$", section, re.MULTILINE)]
+    quoted = re.findall(r"\| ([\d.]+) \| ([\d.]+) \| ([\d.]+), ([\d.]+), ([\d.]+) GB \|$", section, re.MULTILINE)
     report = (ROOT / "tests" / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
-    measured = [float(n) for n in re.findall(r"^\| TRL, .*?\| [\d.]+ \| ([\d.]+)", report, re.MULTILINE)]
-    *training, head, last = (float(f"{n:.2g}") for n in measured)
-    assert quoted == [*training, last, head]
+    row = r"^\| (?:rmkit|TRL, .*?) \| [\d.e+]+ \| (?:([\d.]+) \(.*?\))? ?\| ([\d.]+) GB \|$"
+    measured = re.findall(row, report, re.MULTILINE)  # (faster by, peak) of rmkit, TRL, TRL at its best, table by table
+    tables = [measured[i : i + 3] for i in range(0, len(measured), 3)]
+    expected = [
+        [*(float(f"{float(ratio):.2g}") for ratio, _ in t[1:]), *(float(peak) for _, peak in t)] for t in tables
+    ]
+    assert len(expected) == 4 and [[float(n) for n in line] for line in quoted] == expected
